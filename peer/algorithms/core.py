@@ -1,0 +1,345 @@
+"""The contract between an algorithm and whatever drives it.
+
+An algorithm is a state machine: events and the time go in, effects come out. It never does vector
+arithmetic. Every method here forms linear combinations of a few named vectors of its own
+(registers) and of messages received, so an effect carries coefficients and references, and the
+driver evaluates them, chunk by chunk, in the order written. The same objects therefore run over
+`Fraction` in a test, over torch in a daemon, and on a virtual clock in the simulator.
+
+What belongs here: the values that cross that line, and nothing that decides.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from fractions import Fraction
+from typing import Any, ClassVar, TypeAlias
+
+PeerId: TypeAlias = str
+Coef: TypeAlias = int | float | Fraction
+
+LIVE = "x"
+"""The register of the live model: the flat vector whose views are the parameters in training."""
+
+
+def peer_order(peer: PeerId) -> tuple[tuple[int, int, str], ...]:
+    """Sort key by which peers are visited everywhere: `peer-10` comes after `peer-2`."""
+    parts = re.split(r"(\d+)", peer)
+    return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
+
+
+class Kind(Enum):
+    """What a message is for; with step and round it says what the receiver does next."""
+
+    RELAY = "relay"  # a sum of models travelling along a tree
+    GOSSIP = "gossip"  # a model for weighted averaging with direct neighbours
+    PUSH = "push"  # mass of a push-sum: half of (x w, w)
+    OFFER = "offer"  # initiator's communication copy in a pairwise exchange
+    REPLY = "reply"  # partner's communication copy, sent in answer to an offer
+
+
+class Verdict(Enum):
+    """Answer to a message, given on its header where possible, before a byte of payload."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    STALE_STEP = "stale step"
+    EPOCH_BEHIND = "epoch behind"  # the message is of an older epoch than the receiver's
+    EPOCH_AHEAD = "epoch ahead"  # the receiver has not got that view yet: try again
+    NOT_A_NEIGHBOUR = "not a neighbour"
+    FOREIGN_RUN = "foreign run"
+    OLD_INCARNATION = "old incarnation"
+    BAD_COUNT = "bad count"
+    BAD_LENGTH = "bad length"
+    CHECKSUM = "checksum"
+    NOT_FINITE = "not finite"
+    DECODE_FAILED = "decode failed"
+    BUSY = "busy"
+    VERSION = "version"
+
+
+class Role(Enum):
+    """How a register treats the model's float buffers (BatchNorm statistics and the like).
+
+    A MODEL register mixes them by plain averaging along with the parameters. A CORRECTION
+    register holds zeros there: a correction could make a variance negative.
+    """
+
+    MODEL = "model"
+    CORRECTION = "correction"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Epoch:
+    """Epoch of topology. (term, number) orders epochs; all three must match to be the same."""
+
+    term: int = 0
+    number: int = 0
+    digest: int = 0
+
+    @property
+    def age(self) -> tuple[int, int]:
+        return (self.term, self.number)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The header of a message: everything an algorithm may know about it."""
+
+    sender: PeerId
+    incarnation: int
+    epoch: Epoch
+    step: int
+    kind: Kind
+    round: int = 0
+    tree: int = 0
+    count: Coef = 0  # models summed in this message
+    weight: Coef = 1  # push-sum weight travelling with the vector
+    lost: bool = False  # an announced (known) loss: header without payload
+    exchange: int = 0  # number of a pairwise exchange, per initiator
+
+
+@dataclass(frozen=True, slots=True)
+class Reg:
+    """A vector that the driver stores; `Reg(LIVE)` is the live flat model vector, shape (d,)."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Message:
+    """One vector of a received message. The payload is the driver's; algorithms never look."""
+
+    head: Head
+    section: int = 0
+    payload: Any = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Lin:
+    """A linear combination: sum of coef * vector from left to right, divided at the end.
+
+    A coefficient of 1 means no multiplication, a divisor of 1 no division: together with the
+    written order this pins the floating-point result. A `Lin` means its value at the moment it
+    was emitted, whatever happens to its registers before a slow reader gets there.
+    """
+
+    terms: tuple[tuple[Coef, Reg | Message], ...]
+    divisor: Coef = 1
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything about an epoch's topology that an algorithm may ask.
+
+    `trees[k]` maps each neighbour in tree k, in visiting order, to the number of peers behind
+    that edge; with two trees, tree 0 carries coordinates [0, ceil(d/2)) and tree 1 the rest.
+    `neighbours` are the neighbours in the communication graph, for gossip and pairwise methods;
+    `mixing` is this peer's row of the mixing matrix, itself included.
+    """
+
+    epoch: Epoch
+    effective_step: int
+    me: PeerId
+    members: Mapping[PeerId, int]  # peer -> current incarnation, in visiting order
+    trees: tuple[Mapping[PeerId, int], ...] = ()
+    neighbours: tuple[PeerId, ...] = ()
+    mixing: Mapping[PeerId, Coef] = field(default_factory=dict)
+    lr_scale: Coef = 1
+    diameter: int = 0
+
+    @property
+    def n(self) -> int:
+        """Swarm size of this epoch."""
+        return len(self.members)
+
+
+# --- events: what happened -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NewView:
+    """The coordinator published a topology; it takes effect at `view.effective_step`."""
+
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The local steps of `step` are done: the live register holds x^(t+1/2). `lr` is the rate."""
+
+    step: int
+    lr: Coef
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A complete, checked message is in; `messages` holds one vector for each section."""
+
+    head: Head
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """With `head`: that message will not come (announced loss, broken stream). Without: the
+    transport says the peer is unreachable."""
+
+    peer: PeerId
+    head: Head | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SendDone:
+    """Our message was answered. `verdict` is None when no answer came."""
+
+    to: PeerId
+    head: Head
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The deadline that `next_deadline` asked for has come."""
+
+
+Event: TypeAlias = NewView | Trained | Received | Gone | SendDone | Tick
+
+
+# --- effects: what the driver shall do, in order -----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Take the local steps of `step` on the live register; the rate is scaled by `lr_scale`.
+
+    `momentum` names a register to use and leave untouched as momentum buffer (quasi-global
+    momentum); None leaves momentum to the optimizer.
+    """
+
+    step: int
+    lr_scale: Coef = 1
+    momentum: Reg | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send one message with a section for each of `lins`, over the coordinates of its tree."""
+
+    to: PeerId
+    head: Head
+    lins: tuple[Lin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """Evaluate `lin` into register `reg`: whole, or on the coordinates of `tree`."""
+
+    reg: Reg
+    lin: Lin
+    tree: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop sending that message: a newer one takes its place."""
+
+    to: PeerId
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """A metric that is the Euclidean norm of `lin`, evaluated now if the driver wants it."""
+
+    metric: str
+    lin: Lin
+    tree: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A message that was received or awaited is not used; counted by reason."""
+
+    head: Head
+    reason: DropReason
+
+
+class DropReason(Enum):
+    """Why a message went unused."""
+
+    STALE = "stale"  # at or below the last step used on its edge
+    SUPERSEDED = "superseded"  # a newer one took its slot before it was used
+    EPOCH = "epoch"
+    COUNT = "count"  # counts above n: the round was abandoned
+    UNEXPECTED = "unexpected"
+
+
+@dataclass(frozen=True, slots=True)
+class Averaged:
+    """An exchange of `step` is complete; what the metrics and the live table show.
+
+    `counted` of `swarm_size` models are in the average; of `expected` messages, `missed` were
+    not used and `late` were used after their step; `waited_s` passed after the local steps.
+    """
+
+    step: int
+    counted: Coef
+    swarm_size: int
+    expected: int
+    missed: int
+    late: int
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last step is done; the driver goes on serving until nobody needs it."""
+
+    step: int
+
+
+Effect: TypeAlias = Train | Send | Set | Cancel | Observe | Drop | Averaged | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What an algorithm is told about the run besides its own options."""
+
+    total_steps: int
+    deadline_s: float = 30.0
+    seed: int = 0
+    start_step: int = 0  # above 0 after a resume
+
+
+class Algorithm(ABC):
+    """A decentralized method as a state machine.
+
+    One thread calls `handle`; others may call `admit`, which only reads. `registers` declares
+    the vectors that the driver keeps besides the live model: the method's memory bound and,
+    with the core state, its checkpoint. All registers start as zeros.
+    """
+
+    name: ClassVar[str]
+    registers: ClassVar[Mapping[str, Role]] = {}
+
+    @abstractmethod
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take one event at time `now` (seconds, monotonic) and say what to do."""
+
+    @abstractmethod
+    def next_deadline(self) -> float | None:
+        """When to be woken with a `Tick`; None when nothing is being waited for."""
+
+    @abstractmethod
+    def admit(self, head: Head) -> Verdict:
+        """Would this message be of use? Asked on its header, before a byte of payload is taken."""
+
+    @property
+    @abstractmethod
+    def step(self) -> int:
+        """The step being trained or averaged."""

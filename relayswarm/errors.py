@@ -1,0 +1,47 @@
+"""Errors that a user can cause and mend, and the exit codes of the command line.
+
+Every error names the field, the value it had and the remedy, in one line. Bugs of our own are
+assertions, and what a remote peer does wrong is a verdict with a counter; neither belongs here.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the `relayswarm` command returns."""
+
+    DONE = 0
+    USAGE = 2  # wrong usage or config
+    COULD_NOT_JOIN = 3
+    LOST_QUORUM = 4  # lost quorum or timed out
+    INTERRUPTED = 130
+
+
+class RelayswarmError(Exception):
+    """Base of all errors shown to the user; `exit_code` is what the command ends with."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(RelayswarmError):
+    """A setting, a file or a flag is unusable. The message names field, value and remedy."""
+
+    def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
+        self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
+        super().__init__(f"{field} = {value!r}: {problem}; {remedy}")
+
+
+class DataError(ConfigError):
+    """A data file is missing, truncated or not what it says it is."""
+
+
+class JoinError(RelayswarmError):
+    """The coordinator could not be reached or refused this peer; the message says why."""
+
+    exit_code = ExitCode.COULD_NOT_JOIN
+
+
+class QuorumError(RelayswarmError):
+    """Too few peers came or stayed, or a bounded wait ran out."""
+
+    exit_code = ExitCode.LOST_QUORUM
