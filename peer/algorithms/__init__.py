@@ -1,0 +1,19 @@
+"""The methods by name. Each is a page of its own; add yours to `ALGORITHMS`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from peer.algorithms import relaysgd
+from peer.algorithms.core import Algorithm, Run
+
+ALGORITHMS: Mapping[str, tuple[type[Any], type[Any]]] = {
+    "relaysgd": (relaysgd.RelaySGD, relaysgd.Options),
+}
+"""Name -> (algorithm, its options, a dataclass)."""
+
+
+def build(name: str, options: Mapping[str, Any], run: Run) -> Algorithm:
+    """An algorithm by name. Raises KeyError for a name, TypeError for an option it does not know."""
+    algorithm, options_type = ALGORITHMS[name]
+    built: Algorithm = algorithm(run, options_type(**options))
+    return built

@@ -325,7 +325,10 @@ class Algorithm(ABC):
     """
 
     name: ClassVar[str]
-    registers: ClassVar[Mapping[str, Role]] = {}
+
+    @property
+    def registers(self) -> Mapping[str, Role]:
+        return {}
 
     @abstractmethod
     def handle(self, event: Event, now: float) -> list[Effect]:

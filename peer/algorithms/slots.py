@@ -1,0 +1,103 @@
+"""What has come in over one edge, and whether to wait for more: rules R1 to R3, R5 and R6.
+
+A slot only ever holds models from behind its edge, so however late a message is used, each peer
+appears at most once in any sum. That is why late messages may be used at all, and why counts do
+not depend on the steps that messages are labelled with.
+
+    R1  The labels used over an edge rise strictly; a message is used at most once.
+    R2  Wait for label == t. When waiting ends, use the newest unused label <= t, else nothing.
+    R3  A label > t is kept, one per edge, the newest wins; a label <= the last used is a duplicate.
+    R5  A broken stream or an announced loss is a known loss for its step: don't wait for it.
+    R6  After three time-outs in a row, or once the transport says unreachable, the edge is not
+        waited for until a message with label >= t arrives from it.
+
+Ceasing to wait after a single miss would be harmful: at 10 % silent loss it turns most waits into
+misses on both sides of an edge.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from peer.algorithms.core import DropReason, Head, Received, Verdict
+
+Label: TypeAlias = tuple[int, int]
+"""(step, round): what messages over an edge are ordered by."""
+
+TIME_OUTS_BEFORE_SILENT = 3
+
+
+def label_of(head: Head) -> Label:
+    return (head.step, head.round)
+
+
+class Slot:
+    """The receiving end of one edge in one tree, for one epoch.
+
+    `start` is the label before the first that will be sent in this epoch.
+    """
+
+    def __init__(self, start: Label) -> None:
+        self.used: Label = start  # last label used (R1)
+        self.seen: Label = start  # largest label received or known to be lost
+        self.held: dict[Label, Received] = {}  # unused: at most one <= t and one > t
+        self.time_outs = 0
+        self.silent = False  # not waited for (R6)
+
+    def judge(self, label: Label, now: Label) -> Verdict:
+        """What a message with `label` is worth while `now` is being trained or awaited."""
+        if label == self.used or label in self.held:
+            return Verdict.DUPLICATE
+        newest = self._newest(now) or self.used
+        return Verdict.STALE_STEP if label < newest else Verdict.ACCEPTED
+
+    def offer(self, received: Received, now: Label) -> list[tuple[Head, DropReason]]:
+        """Keep a message if it is of use; returns what is dropped for it, with reasons."""
+        label = label_of(received.head)
+        if self.judge(label, now) is not Verdict.ACCEPTED:
+            return [(received.head, DropReason.STALE)]
+        self.heard(label, now)
+        self.held[label] = received
+        return self._prune(now)
+
+    def heard(self, label: Label, now: Label) -> None:
+        """The sender has got to `label`: it will send nothing older any more (R7 at its end)."""
+        self.seen = max(self.seen, label)
+        if label >= now:
+            self.time_outs, self.silent = 0, False
+
+    def lost(self, label: Label) -> None:
+        """That message will not come (R5). An announcement is no payload: R6 stays in force."""
+        self.seen = max(self.seen, label)
+
+    def awaited(self, label: Label) -> bool:
+        """Whether a message with `label` may still come and is worth waiting for."""
+        return not self.silent and self.seen < label
+
+    def take(self, label: Label) -> Received | None:
+        """Use the newest unused message up to `label`, if there is one (R2)."""
+        newest = self._newest(label)
+        if newest is None:
+            return None
+        self.used = newest
+        taken = self.held[newest]
+        self.held = {other: held for other, held in self.held.items() if other > newest}
+        return taken
+
+    def time_out(self) -> None:
+        self.time_outs += 1
+        if self.time_outs >= TIME_OUTS_BEFORE_SILENT:
+            self.silent = True
+
+    def ahead(self, now: Label) -> Label | None:
+        """The largest label held beyond `now`: where the sender already is (R4)."""
+        return max((label for label in self.held if label > now), default=None)
+
+    def _newest(self, label: Label) -> Label | None:
+        return max((held for held in self.held if held <= label), default=None)
+
+    def _prune(self, now: Label) -> list[tuple[Head, DropReason]]:
+        keep = {self._newest(now), self.ahead(now)}
+        dropped = [held.head for label, held in self.held.items() if label not in keep]
+        self.held = {label: held for label, held in self.held.items() if label in keep}
+        return [(head, DropReason.SUPERSEDED) for head in dropped]

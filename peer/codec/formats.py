@@ -1,0 +1,101 @@
+"""Wire formats: flat vectors <-> bytes, little endian, one IEEE 754 or bfloat16 value an element.
+
+A vector is encoded chunk by chunk, and where the wire format equals the vector's dtype no value
+is touched: encoding is a view and decoding a copy of bytes. Values too large for float16 or
+bfloat16 become infinite on the sender's side; the receiver finds them with `is_finite` and
+answers NOT_FINITE, so an overflow is an error that is seen and never a silently wrong model.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Buffer
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("relayswarm's wire formats are little endian and so must this machine be")
+
+
+class Format(Enum):
+    """A wire format; the value is its name in a run config."""
+
+    FLOAT64 = "float64"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The torch dtype whose memory layout is this format."""
+        return _DTYPES[self]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes for each element."""
+        return _DTYPES[self].itemsize
+
+
+_DTYPES = {
+    Format.FLOAT64: torch.float64,
+    Format.FLOAT32: torch.float32,
+    Format.BFLOAT16: torch.bfloat16,
+    Format.FLOAT16: torch.float16,
+}
+
+
+def default_format(dtype: torch.dtype) -> Format:
+    """The format of a run that names none: float64 for float64 models, else float32."""
+    return Format.FLOAT64 if dtype == torch.float64 else Format.FLOAT32
+
+
+def encode(chunk: Tensor, fmt: Format) -> memoryview:
+    """Bytes of a chunk, shape (k,) on any device: a view of k * itemsize bytes.
+
+    Without conversion the view shares the chunk's memory: use it up before the chunk changes.
+    """
+    wire = chunk.detach().to(device="cpu", dtype=fmt.dtype).contiguous()
+    return bytes_of(wire)
+
+
+def decode(data: Buffer, fmt: Format, out: Tensor) -> None:
+    """Write encoded elements into `out`, shape (k,), contiguous and on the CPU.
+
+    `data` must hold exactly k elements; anything else is a ValueError.
+    """
+    source = memoryview(data).cast("B")
+    if source.nbytes != out.numel() * fmt.itemsize:
+        raise ValueError(f"{source.nbytes} bytes are not {out.numel()} elements of {fmt.value}")
+    if out.dtype == fmt.dtype:
+        bytes_of(out)[:] = source
+        return
+    # torch reads only from memory it may write to, hence the detour
+    wire = torch.empty(out.numel(), dtype=fmt.dtype)
+    bytes_of(wire)[:] = source
+    out.copy_(wire)
+
+
+def roundtrip(vector: Tensor, fmt: Format) -> Tensor:
+    """What a receiver gets when `vector` is sent: bit-identical to encode, then decode.
+
+    Returns `vector` itself where the format loses nothing.
+    """
+    if torch.promote_types(vector.dtype, fmt.dtype) == fmt.dtype:
+        return vector
+    return vector.to(fmt.dtype).to(vector.dtype)
+
+
+def is_finite(vector: Tensor) -> bool:
+    """True if no element is NaN or infinite."""
+    # One pass decides nearly always: a NaN or infinity cannot leave a finite sum. Only a sum
+    # that overflowed by itself needs the second look.
+    if bool(torch.isfinite(vector.sum())):
+        return True
+    return bool(torch.isfinite(vector).all())
+
+
+def bytes_of(vector: Tensor) -> memoryview:
+    """The memory of a contiguous CPU vector, shape (k,), as k * itemsize bytes."""
+    return memoryview(vector.view(torch.uint8).numpy())

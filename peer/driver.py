@@ -1,0 +1,104 @@
+"""Performs what an algorithm decides: the part that the daemon and the simulator share.
+
+A `Host` supplies what differs between them (sockets or a simulated network, a thread or a virtual
+clock), `Vectors` the arithmetic. One thread feeds events.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from peer.algorithms.core import (
+    LIVE,
+    Algorithm,
+    Averaged,
+    Cancel,
+    Drop,
+    Event,
+    Finished,
+    Head,
+    Lin,
+    NewView,
+    Observe,
+    PeerId,
+    Reg,
+    Send,
+    Set,
+    Train,
+)
+
+
+class Vectors(Protocol):
+    """Registers of one peer: torch tensors in the product, Fractions in a test."""
+
+    def split(self, trees: int) -> None: ...
+    def set(self, reg: Reg, lin: Lin, tree: int | None = None) -> None: ...
+    def norm(self, lin: Lin, tree: int | None = None) -> float: ...
+    def outgoing(self, lins: tuple[Lin, ...], head: Head) -> Any: ...
+    def about_to_write(self, name: str) -> None: ...
+
+
+class Host(Protocol):
+    """What a driver needs from its surroundings."""
+
+    def train(self, effect: Train) -> None:
+        """Start the local steps; feed `Trained` when they are done."""
+
+    def send(self, to: PeerId, head: Head, outgoing: Any) -> None:
+        """Start sending; feed `SendDone` when it is answered or given up."""
+
+    def cancel(self, to: PeerId, head: Head) -> None:
+        """Stop sending that message, if it is not there yet."""
+
+    def averaged(self, effect: Averaged) -> None:
+        """A step's exchange is complete."""
+
+    def dropped(self, effect: Drop) -> None:
+        """A received message went unused."""
+
+    def wants(self, metric: str) -> bool:
+        """Whether a metric is worth its evaluation now."""
+
+    def observed(self, metric: str, value: float) -> None:
+        """A metric's value."""
+
+    def finished(self, effect: Finished) -> None:
+        """The last step is done."""
+
+
+class Driver:
+    """Feeds events to an algorithm and performs its effects in order."""
+
+    def __init__(self, algorithm: Algorithm, vectors: Vectors, host: Host) -> None:
+        self.algorithm = algorithm
+        self._vectors = vectors
+        self._host = host
+
+    def feed(self, event: Event, now: float) -> None:
+        if isinstance(event, NewView):
+            self._vectors.split(len(event.view.trees))
+        for effect in self.algorithm.handle(event, now):
+            self._perform(effect)
+
+    def _perform(self, effect: object) -> None:
+        match effect:
+            case Set(reg, lin, tree):
+                self._vectors.set(reg, lin, tree)
+            case Send(to, head, lins):
+                self._host.send(to, head, self._vectors.outgoing(lins, head))
+            case Train():
+                self._vectors.about_to_write(LIVE)
+                self._host.train(effect)
+            case Cancel(to, head):
+                self._host.cancel(to, head)
+            case Observe(metric, lin, tree):
+                if self._host.wants(metric):
+                    self._host.observed(metric, self._vectors.norm(lin, tree))
+            case Drop():
+                self._host.dropped(effect)
+            case Averaged():
+                self._host.averaged(effect)
+            case Finished():
+                self._host.finished(effect)
+            case _:
+                raise AssertionError(f"an algorithm emitted {effect!r}")

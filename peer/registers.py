@@ -1,0 +1,157 @@
+"""Evaluates linear combinations over registers and received messages, chunk by chunk, in torch.
+
+Products are formed before they are added and the division comes last, in the order written, so
+that the same effects give the same bits wherever they are evaluated and however they are cut
+into chunks.
+
+An outgoing sum is not formed when it is emitted but while it is sent. If one of its registers is
+overwritten before that, the register is first copied once, for all who still read it: at most one
+model-sized copy, however many streams are slow.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from peer.algorithms.core import LIVE, Coef, Head, Kind, Lin, Message, Reg, Role
+
+CHUNK_ELEMENTS = 1 << 16  # small enough to stay in the processor's cache
+CUDA_CHUNK_ELEMENTS = 1 << 22  # large enough to hide the launch of a kernel
+
+
+class Registers:
+    """One peer's vectors: the live model and what its algorithm declares, each of shape (d,).
+
+    `parameters_end` is where parameters end and float buffers begin in the flat vector; CORRECTION
+    registers stay zero from there on.
+    """
+
+    def __init__(self, live: Tensor, roles: Mapping[str, Role], parameters_end: int) -> None:
+        self._tensors = {LIVE: live, **{name: torch.zeros_like(live) for name in roles}}
+        self._roles = dict(roles)
+        self._parameters_end = parameters_end
+        self._trees = 1
+        self._readers: weakref.WeakSet[Outgoing] = weakref.WeakSet()
+        self._guard = threading.Lock()  # readers are read by transport threads
+        self.chunk = CUDA_CHUNK_ELEMENTS if live.is_cuda else CHUNK_ELEMENTS
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def split(self, trees: int) -> None:
+        """From now on the model travels on so many trees: one, or two with half of it each."""
+        self._trees = max(trees, 1)
+
+    def span(self, tree: int | None) -> tuple[int, int]:
+        """First element and end of what travels on `tree`; None means the whole vector."""
+        elements = self._tensors[LIVE].numel()
+        return (0, elements) if tree is None else span(elements, tree, self._trees)
+
+    def set(self, reg: Reg, lin: Lin, tree: int | None = None) -> None:
+        """Evaluate `lin` into `reg` on the coordinates of `tree`."""
+        self.about_to_write(reg.name)
+        start, stop = self.span(tree)
+        target = self._tensors[reg.name]
+        for a in range(start, stop, self.chunk):
+            b = min(a + self.chunk, stop)
+            target[a:b] = evaluate(lin, self._tensors, a, b, start)
+        if self._roles.get(reg.name) is Role.CORRECTION:
+            target[self._parameters_end :] = 0
+
+    def norm(self, lin: Lin, tree: int | None = None) -> float:
+        """Euclidean norm of `lin` on the coordinates of `tree`."""
+        start, stop = self.span(tree)
+        edges = range(start, stop, self.chunk)
+        chunks = (evaluate(lin, self._tensors, a, min(a + self.chunk, stop), start) for a in edges)
+        return float(sum(float((chunk.double() ** 2).sum()) for chunk in chunks) ** 0.5)
+
+    def outgoing(self, lins: tuple[Lin, ...], head: Head) -> Outgoing:
+        """The payload of a message: the value that `lins` have now, read whenever it is sent."""
+        start, stop = self.span(head.tree if head.kind is Kind.RELAY else None)
+        outgoing = Outgoing(lins, dict(self._tensors), start, stop, self._guard)
+        self._readers.add(outgoing)
+        return outgoing
+
+    def about_to_write(self, name: str) -> None:
+        """Copy `name` for those who still read it; to be called before anything overwrites it."""
+        with self._guard:
+            readers = [reader for reader in self._readers if reader.reads(name)]
+            if readers:
+                copy = self._tensors[name].clone()
+                for reader in readers:
+                    reader.tensors[name] = copy
+
+
+class Outgoing:
+    """A message's payload: one section for each linear combination, each of `elements`."""
+
+    def __init__(
+        self,
+        lins: tuple[Lin, ...],
+        tensors: dict[str, Tensor],
+        start: int,
+        stop: int,
+        guard: threading.Lock,
+    ) -> None:
+        self._lins = lins
+        self.tensors = tensors
+        self._start = start
+        self._guard = guard
+        self._done = False
+        self.sections = len(lins)
+        self.elements = stop - start
+        self._names = {ref.name for lin in lins for _, ref in lin.terms if isinstance(ref, Reg)}
+
+    def reads(self, name: str) -> bool:
+        """Whether `name` may still be read from here."""
+        return name in self._names and not self._done
+
+    def read(self, section: int, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a section, as a new tensor."""
+        a, b = self._start + start, self._start + stop
+        with self._guard:
+            return evaluate(self._lins[section], self.tensors, a, b, self._start)
+
+    def close(self) -> None:
+        """It has been read; its registers and messages are let go."""
+        self._done = True
+        self.tensors = {}
+        self._lins = ()
+
+
+def span(elements: int, tree: int, trees: int) -> tuple[int, int]:
+    """First element and end of the part of a vector that travels on `tree` of `trees` (1 or 2)."""
+    if trees == 1:
+        return (0, elements)
+    half = (elements + 1) // 2
+    return (0, half) if tree == 0 else (half, elements)
+
+
+def evaluate(lin: Lin, tensors: Mapping[str, Tensor], a: int, b: int, origin: int) -> Tensor:
+    """Elements [a, b) of `lin` as a new tensor; messages hold elements from `origin` on."""
+    total: Tensor | None = None
+    for coef, ref in lin.terms:
+        part = _part(ref, tensors, a, b, origin)
+        if total is None:
+            total = part.clone() if coef == 1 else part * scalar(coef)
+        else:
+            total += part if coef == 1 else part * scalar(coef)
+    if total is None:
+        return torch.zeros_like(tensors[LIVE][a:b])
+    return total if lin.divisor == 1 else total.div_(scalar(lin.divisor))
+
+
+def _part(ref: Reg | Message, tensors: Mapping[str, Tensor], a: int, b: int, origin: int) -> Tensor:
+    if isinstance(ref, Reg):
+        return tensors[ref.name][a:b]
+    payload: Tensor = ref.payload
+    return payload[a - origin : b - origin]
+
+
+def scalar(coef: Coef) -> float:
+    return float(coef)

@@ -1,0 +1,221 @@
+"""A virtual clock and an in-memory network that drive the same objects as the daemons do.
+
+Nothing here knows torch or files: vectors, training and the network's behaviour come in from
+outside, so a paper's identity can be run over `Fraction` with `==`, and a learning run over torch.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from peer.algorithms.core import (
+    Algorithm,
+    Averaged,
+    Coef,
+    Drop,
+    Event,
+    Finished,
+    Gone,
+    Head,
+    Message,
+    NewView,
+    PeerId,
+    Received,
+    SendDone,
+    Tick,
+    Train,
+    Trained,
+    Verdict,
+    View,
+)
+from peer.driver import Driver, Vectors
+
+RETRY_S = 0.01  # after EPOCH_AHEAD, as the transport does
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One arrival of a message: after so long, whole or as an announced loss."""
+
+    delay_s: float
+    lost: bool = False
+
+
+class Link(Protocol):
+    """The network's behaviour: when copies of a message arrive. Empty: lost without a word."""
+
+    def __call__(self, sender: PeerId, to: PeerId, head: Head) -> Sequence[Delivery]: ...
+
+
+def perfect_link(sender: PeerId, to: PeerId, head: Head) -> Sequence[Delivery]:  # noqa: ARG001
+    """Everything arrives once, after a millisecond."""
+    return (Delivery(0.001),)
+
+
+class Body(Protocol):
+    """What a simulated peer computes with."""
+
+    vectors: Vectors
+
+    def train(self, effect: Train) -> Coef:
+        """Take the local steps; returns the rate used."""
+
+    def duration_s(self, effect: Train) -> float:
+        """Virtual seconds that those local steps take."""
+
+    def payload(self, outgoing: Any) -> tuple[Any, ...]:
+        """What the receiver gets: a payload for each section, through the wire format."""
+
+
+@dataclass
+class Node:
+    """One simulated peer, and the host of its driver."""
+
+    peer: PeerId
+    world: World
+    body: Body
+    driver: Driver = field(init=False)
+    history: list[Averaged] = field(default_factory=list)
+    drops: list[Drop] = field(default_factory=list)
+    finished_at: float | None = None
+    on_averaged: Callable[[Averaged], None] | None = None
+    on_observed: Callable[[str, float], None] | None = None
+    _wake_at: float | None = None
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return self.driver.algorithm
+
+    def feed(self, event: Event) -> None:
+        self.driver.feed(event, self.world.now)
+        deadline = self.algorithm.next_deadline()
+        if deadline is not None and deadline != self._wake_at:
+            self._wake_at = deadline
+            self.world.at(deadline, lambda: self._wake(deadline))
+
+    def _wake(self, deadline: float) -> None:
+        if self.algorithm.next_deadline() == deadline:
+            self._wake_at = None
+            self.feed(Tick())
+
+    # --- Host --------------------------------------------------------------------------------
+
+    def train(self, effect: Train) -> None:
+        def done() -> None:
+            rate = self.body.train(effect)
+            self.feed(Trained(effect.step, rate))
+
+        self.world.at(self.world.now + self.body.duration_s(effect), done)
+
+    def send(self, to: PeerId, head: Head, outgoing: Any) -> None:
+        self.world.transmit(self.peer, to, head, self.body.payload(outgoing))
+
+    def cancel(self, to: PeerId, head: Head) -> None:
+        self.world.cancel(to, head)
+
+    def averaged(self, effect: Averaged) -> None:
+        self.history.append(effect)
+        if self.on_averaged:
+            self.on_averaged(effect)
+
+    def dropped(self, effect: Drop) -> None:
+        self.drops.append(effect)
+
+    def wants(self, metric: str) -> bool:  # noqa: ARG002
+        return self.on_observed is not None
+
+    def observed(self, metric: str, value: float) -> None:
+        assert self.on_observed
+        self.on_observed(metric, value)
+
+    def finished(self, effect: Finished) -> None:  # noqa: ARG002
+        self.finished_at = self.world.now
+
+
+class World:
+    """All peers of a simulated swarm, the clock and the network between them."""
+
+    def __init__(self, link: Link = perfect_link, *, cancels: bool = True) -> None:
+        self.now = 0.0
+        self.nodes: dict[PeerId, Node] = {}
+        self._link = link
+        self._cancels = cancels  # False: every cancellation comes too late
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._cancelled: set[tuple[PeerId, Head]] = set()
+
+    def add(self, peer: PeerId, algorithm: Algorithm, body: Body) -> Node:
+        node = Node(peer, self, body)
+        node.driver = Driver(algorithm, body.vectors, node)
+        self.nodes[peer] = node
+        return node
+
+    def publish(self, views: Iterable[View]) -> None:
+        """Give each member its view now."""
+        for view in views:
+            self.nodes[view.me].feed(NewView(view))
+
+    def at(self, time: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._agenda, (time, next(self._numbers), action))
+
+    def run(self, until: Callable[[], bool] | None = None) -> None:
+        """Go through the agenda until it is empty or `until` says so."""
+        while self._agenda and not (until and until()):
+            self.now, _, action = heapq.heappop(self._agenda)
+            action()
+
+    def all_finished(self) -> bool:
+        return all(node.finished_at is not None for node in self.nodes.values())
+
+    # --- network -----------------------------------------------------------------------------
+
+    def transmit(self, sender: PeerId, to: PeerId, head: Head, payload: tuple[Any, ...]) -> None:
+        deliveries = self._link(sender, to, head)
+        if not deliveries:
+            self.at(self.now, lambda: self.nodes[sender].feed(SendDone(to, head, None)))
+        for delivery in deliveries:
+            self._later(delivery.delay_s, delivery, sender, to, head, payload)
+
+    def cancel(self, to: PeerId, head: Head) -> None:
+        if self._cancels:
+            self._cancelled.add((to, head))
+
+    def _later(
+        self,
+        delay_s: float,
+        delivery: Delivery,
+        sender: PeerId,
+        to: PeerId,
+        head: Head,
+        payload: tuple[Any, ...],
+    ) -> None:
+        arrive = lambda: self._arrive(delivery, sender, to, head, payload)  # noqa: E731
+        self.at(self.now + delay_s, arrive)
+
+    def _arrive(
+        self,
+        delivery: Delivery,
+        sender: PeerId,
+        to: PeerId,
+        head: Head,
+        payload: tuple[Any, ...],
+    ) -> None:
+        if (to, head) in self._cancelled:
+            return
+        node = self.nodes[to]
+        verdict = node.algorithm.admit(head)
+        if verdict is Verdict.EPOCH_AHEAD:
+            self._later(RETRY_S, delivery, sender, to, head, payload)
+            return
+        if verdict is Verdict.ACCEPTED:
+            node.feed(Gone(sender, head) if delivery.lost else _received(head, payload))
+        self.nodes[sender].feed(SendDone(to, head, verdict))
+
+
+def _received(head: Head, payload: tuple[Any, ...]) -> Received:
+    vectors = tuple(Message(head, section, vector) for section, vector in enumerate(payload))
+    return Received(head, vectors)
