@@ -1,0 +1,102 @@
+# Everything runs in environments that make sets up here, in .venv and .venv-proto.
+# `make help` lists the targets.
+
+PYTHON ?= python3
+# Passed on to pytest by `make test` and to `relayswarm up` by `make demo`.
+ARGS ?=
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PROTO_VENV := .venv-proto
+PIP_FLAGS := --disable-pip-version-check --no-input
+
+# Shows of pip's many lines the large downloads and the two ends.
+define pip_install
+$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt $(1) | sed -u -n \
+	-e 's|^ *Downloading \(.*/\)*\([^ /]*\) (\([0-9.]* MB\)).*|  downloading \2 (\3)|p' \
+	-e 's|^Installing collected packages.*|  installing|p' \
+	-e 's|^Successfully installed.*|  done|p'
+endef
+
+.PHONY: help demo test check lint types imports proto proto-check proto-lint format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime ## Eight peers learn digits on this machine; report in reports/demo
+	@$(BIN)/relayswarm up --config examples/demo.toml --report reports/demo $(ARGS)
+
+test: $(VENV)/.dev ## Run the tests (ARGS='-k relay -x' goes to pytest)
+	@$(BIN)/python -m pytest -q --durations=10 --durations-min=1 $(ARGS)
+
+check: lint types imports proto-check proto-lint ## Everything that needs no run of the code
+	@echo "check: all passed"
+
+lint: $(VENV)/.dev ## ruff: rules and format
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+types: $(VENV)/.dev ## mypy, strict
+	@$(BIN)/mypy
+	@$(BIN)/mypy tools
+
+imports: $(VENV)/.dev ## import-linter: who may import whom
+	@$(BIN)/lint-imports
+
+proto: $(PROTO_VENV)/.proto ## Generate the code of the wire contract
+	@$(PROTO_VENV)/bin/python tools/generate_proto.py
+
+proto-check: $(PROTO_VENV)/.proto ## Is the committed generated code fresh?
+	@$(PROTO_VENV)/bin/python tools/generate_proto.py --check
+
+proto-lint: $(VENV)/.dev ## buf: style of the wire contract
+	@$(BIN)/buf lint
+
+format: $(VENV)/.dev ## Let ruff format and mend what it can
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+clean: ## Remove the environments, caches and reports
+	rm -rf $(VENV) $(PROTO_VENV) reports dist .mypy_cache .ruff_cache .pytest_cache \
+		.hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- environments: made once, brought up to date when a file that they depend on changes
+
+define new_venv
+@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON): not found; install Python 3.11 or newer, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is Python %d.%d, but relayswarm needs 3.11 or newer; say make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
+@echo "Making $(@D) with $$($(PYTHON) --version)"
+@$(PYTHON) -m venv $(@D)
+@touch $@
+endef
+
+$(VENV)/.made:
+	$(new_venv)
+
+$(PROTO_VENV)/.made:
+	$(new_venv)
+
+$(VENV)/.runtime: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing relayswarm (the first time takes a few minutes, mostly PyTorch)"
+	@$(call pip_install,-e .)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing relayswarm and its development tools (the first time takes a few minutes)"
+	@$(call pip_install,-e '.[dev]')
+	@touch $(VENV)/.runtime $@
+
+# Only the generator, as the `proto` extra pins it: its older protobuf suits no other environment.
+$(PROTO_VENV)/.proto: $(PROTO_VENV)/.made pyproject.toml
+	@echo "Installing the generator of the wire contract"
+	@$(PROTO_VENV)/bin/python -c 'import tomllib; \
+		project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*project["optional-dependencies"]["proto"], sep="\n")' > $(PROTO_VENV)/requirements.txt
+	@$(PROTO_VENV)/bin/python -m pip install $(PIP_FLAGS) -q -r $(PROTO_VENV)/requirements.txt
+	@touch $@
