@@ -19,8 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from relayswarm.errors import ConfigError
 
-SCHEMA_VERSION = 1
-
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -116,7 +114,7 @@ class FaultsConfig(_Section):
 class RunConfig(_Section):
     """A run. See docs/config.md for each field."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     run_id: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     peers: int = Field(default=8, ge=1)  # needed to start
     steps: int = Field(default=400, ge=1)

@@ -13,7 +13,7 @@ ALGORITHMS: Mapping[str, tuple[type[Any], type[Any]]] = {
 
 
 def build(name: str, options: Mapping[str, Any], run: Run) -> Algorithm:
-    """An algorithm by name. Raises KeyError for a name, TypeError for an option it does not know."""
+    """An algorithm by name. Raises KeyError for a name, TypeError for an unknown option."""
     algorithm, options_type = ALGORITHMS[name]
     built: Algorithm = algorithm(run, options_type(**options))
     return built
