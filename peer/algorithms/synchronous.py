@@ -5,7 +5,9 @@ decides when. It is the home of the rules that concern a peer as a whole:
 
     R4  A peer that has finished its local steps and holds a label > t labels its own message with
         the largest such label: it jumps ahead, and its relayed sums stay valid.
-    R7  At most one message in flight per (neighbour, tree); a newer one cancels the older.
+    R7  At most three messages are under way per (neighbour, tree); a newer one cancels the oldest.
+        (Two peers that both live never have more: to send t+3 a peer needs the neighbour's t+2,
+        which needs its own t+1. Cancelling sooner would lose messages to a mere delay.)
     R8  A new epoch clears slots and last-used labels.
 
 A failure therefore costs at most three deadlines once, and never one a step. The rules that
@@ -50,6 +52,8 @@ from peer.algorithms.slots import Label, Slot, label_of
 Edge: TypeAlias = tuple[int, PeerId]
 """(tree, neighbour); the tree is 0 for methods without trees."""
 
+MOST_UNDER_WAY = 3  # R7
+
 Inbox: TypeAlias = Mapping[Edge, Received | None]
 
 
@@ -79,7 +83,7 @@ class Synchronous(Algorithm):
         self._round = 0
         self._waiting_since = 0.0
         self._slots: dict[Edge, Slot] = {}
-        self._in_flight: dict[tuple[PeerId, int], Head] = {}
+        self._under_way: dict[Edge, list[Head]] = {}
 
     # --- what a method says ------------------------------------------------------------------
 
@@ -175,9 +179,7 @@ class Synchronous(Algorithm):
             case Gone(peer, head):
                 effects = self._gone(peer, head)
             case SendDone(to, head):
-                if self._in_flight.get((to, head.tree)) == head:
-                    del self._in_flight[to, head.tree]
-                effects = []
+                effects = self._sent(to, head)
             case Tick():
                 effects = self._tick(now)
         return effects + self._advance(now)
@@ -208,8 +210,8 @@ class Synchronous(Algorithm):
         self.view, self._next_view = view, None
         self._epoch_start = self._step
         self._slots = {}
-        cancelled = [Cancel(to, head) for (to, _), head in self._in_flight.items()]
-        self._in_flight = {}
+        cancelled = [Cancel(to, h) for (_, to), heads in self._under_way.items() for h in heads]
+        self._under_way = {}
         return [*cancelled, *self.begin_epoch(view)]
 
     # --- the course of a step ----------------------------------------------------------------
@@ -246,12 +248,18 @@ class Synchronous(Algorithm):
     def _send(self) -> list[Effect]:
         effects: list[Effect] = []
         for send in self.outgoing(self._view):
-            key = (send.to, send.head.tree)
-            if key in self._in_flight:
-                effects.append(Cancel(send.to, self._in_flight[key]))  # R7
-            self._in_flight[key] = send.head
+            under_way = self._under_way.setdefault((send.head.tree, send.to), [])
+            if len(under_way) == MOST_UNDER_WAY:
+                effects.append(Cancel(send.to, under_way.pop(0)))  # R7
+            under_way.append(send.head)
             effects.append(send)
         return effects
+
+    def _sent(self, to: PeerId, head: Head) -> list[Effect]:
+        under_way = self._under_way.get((head.tree, to), [])
+        if head in under_way:
+            under_way.remove(head)
+        return []
 
     def _advance(self, now: float, *, waited_out: bool = False) -> list[Effect]:
         """Combine as soon as nothing is awaited any more, round after round."""
