@@ -6,12 +6,12 @@ deciding for itself, and the simulator lose the same messages, and a run can be 
 
 from __future__ import annotations
 
+import math
 from hashlib import blake2b
 
 from relayswarm.config import FaultsConfig
 
-_HASH_BYTES = 8
-_HASH_RANGE = 2.0 ** (8 * _HASH_BYTES)
+_MANTISSA_BITS = 53  # more would round up to 1 now and then, and a sure loss would not be one
 
 
 class FaultPlan:
@@ -29,9 +29,10 @@ class FaultPlan:
         message as far as an experiment is concerned, and are lost together.
         """
         del tree
-        return self.probability > 0 and self._uniform(step, round, sender, receiver)
+        return self._uniform(step, round, sender, receiver) < self.probability
 
-    def _uniform(self, *place: int | str) -> bool:
+    def _uniform(self, *place: int | str) -> float:
+        """A number in [0, 1) that depends on the seed and the place alone."""
         text = repr((self.seed, *place)).encode()
-        draw = blake2b(text, digest_size=_HASH_BYTES, person=b"relayswarm drop").digest()
-        return int.from_bytes(draw, "little") / _HASH_RANGE < self.probability
+        draw = blake2b(text, digest_size=8, person=b"relayswarm drop").digest()
+        return math.ldexp(int.from_bytes(draw, "little") >> (64 - _MANTISSA_BITS), -_MANTISSA_BITS)

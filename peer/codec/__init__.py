@@ -1,0 +1,23 @@
+"""Vectors <-> bytes: the wire formats of model messages."""
+
+from peer.codec.formats import (
+    Bytes,
+    Format,
+    bytes_of,
+    decode,
+    default_format,
+    encode,
+    is_finite,
+    roundtrip,
+)
+
+__all__ = [
+    "Bytes",
+    "Format",
+    "bytes_of",
+    "decode",
+    "default_format",
+    "encode",
+    "is_finite",
+    "roundtrip",
+]

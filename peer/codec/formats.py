@@ -9,14 +9,17 @@ answers NOT_FINITE, so an overflow is an error that is seen and never a silently
 from __future__ import annotations
 
 import sys
-from collections.abc import Buffer
 from enum import Enum
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("relayswarm's wire formats are little endian and so must this machine be")
+
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
 
 
 class Format(Enum):
@@ -60,7 +63,7 @@ def encode(chunk: Tensor, fmt: Format) -> memoryview:
     return bytes_of(wire)
 
 
-def decode(data: Buffer, fmt: Format, out: Tensor) -> None:
+def decode(data: Bytes, fmt: Format, out: Tensor) -> None:
     """Write encoded elements into `out`, shape (k,), contiguous and on the CPU.
 
     `data` must hold exactly k elements; anything else is a ValueError.
@@ -98,4 +101,5 @@ def is_finite(vector: Tensor) -> bool:
 
 def bytes_of(vector: Tensor) -> memoryview:
     """The memory of a contiguous CPU vector, shape (k,), as k * itemsize bytes."""
-    return memoryview(vector.view(torch.uint8).numpy())
+    buffer: Any = vector.view(torch.uint8).numpy()  # numpy's types say Buffer from 3.12 on
+    return memoryview(buffer)

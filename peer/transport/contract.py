@@ -1,0 +1,121 @@
+"""What a peer's transport is told: the contract with its neighbours, and whom it reports to.
+
+What belongs here: the values and protocols on the line between the transport and the daemon,
+and the rule by which a header is held against the contract before memory is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from peer.algorithms.core import Epoch, Head, Kind, PeerId, Verdict
+from peer.codec import Format, default_format
+
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Coordinates [start, stop) of the flat vector."""
+
+    start: int
+    stop: int
+
+    @property
+    def elements(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What every message of a run must fit; the same for all its peers."""
+
+    run_id: str
+    fingerprint: int  # 64 bits, of the model's parameter names, shapes and types
+    elements: int  # d, the length of the flat vector
+    dtype: torch.dtype  # of the flat vector
+    trees: int = 1
+    max_sections: int = 1  # vectors in one message: 2 where a correction travels along
+    wire_format: Format | None = None  # what this peer sends; None: the model's own
+    accepted_formats: frozenset[Format] = frozenset(Format)
+    versions: range = field(default=range(PROTOCOL_VERSION, PROTOCOL_VERSION + 1))
+
+    @property
+    def sending_format(self) -> Format:
+        """The format in which this peer encodes what it sends."""
+        return self.wire_format or default_format(self.dtype)
+
+    def span(self, kind: Kind, tree: int) -> Span | None:
+        """The coordinates that a message's sections cover; None if there is no such tree.
+
+        With two trees, relayed sums travel in halves: [0, ceil(d/2)) and [ceil(d/2), d).
+        """
+        if tree >= (self.trees if kind is Kind.RELAY else 1):
+            return None
+        if self.trees == 1 or kind is not Kind.RELAY:
+            return Span(0, self.elements)
+        half = ceil(self.elements / 2)
+        return Span(0, half) if tree == 0 else Span(half, self.elements)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The model as it was at one moment.
+
+    `vector`, shape (d,), is never changed again; `tensors` are the names and shapes of its
+    parts, in order and without gaps.
+    """
+
+    vector: Tensor
+    step: int
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerState:
+    """How a peer is doing, for its neighbours, status pages and a coordinator that comes back."""
+
+    peer_id: PeerId
+    incarnation: int
+    epoch: Epoch
+    step: int
+    state: str  # waiting, training, averaging, finished
+    loss: float = 0.0
+    models_counted: int = 0
+
+
+class Handler(Protocol):
+    """Whom a `PeerServer` reports to. Its threads call these, so each must return at once."""
+
+    def admit(self, head: Head) -> Verdict:
+        """Is this message of use? Asked before a byte of its payload is taken."""
+
+    def received(self, head: Head, vectors: tuple[Tensor, ...]) -> None:
+        """A message is in, whole and checked.
+
+        Each vector has shape (elements of the message's span,) and the contract's dtype, lies on
+        the CPU and must not be written to. Its memory is used again once no tensor shares it.
+        """
+
+    def lost(self, head: Head) -> None:
+        """The sender announced that this message is lost."""
+
+    def broken(self, head: Head) -> None:
+        """A message that was admitted did not come whole, or was damaged. It may come again."""
+
+    def refused(self, verdict: Verdict, head: Head) -> None:
+        """A message got a verdict other than ACCEPTED."""
+
+    def bytes_in(self, count: int) -> None:
+        """So many bytes of messages came in, headers included."""
+
+    def snapshot(self) -> Snapshot:
+        """The live model, copied so that training goes on. May wait for the end of a step."""
+
+    def state(self) -> PeerState:
+        """How this peer is doing."""

@@ -1,0 +1,286 @@
+"""Messages <-> protobuf: headers, verdicts, and the framing of payloads.
+
+Payload bytes never pass through protobuf's classes on their way out: a request's bytes are put
+together by hand from a prefix and the payload, in a form that any protobuf parser reads. On the
+way in that form is recognized and read in place; whatever else a foreign encoder may write goes
+through the generated class.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError, Message
+
+from peer.algorithms.core import Epoch, Head, Kind, Verdict
+from peer.codec import Bytes, Format
+from peer.transport.contract import PROTOCOL_VERSION, Contract, Span
+from relayswarm.peer.v1 import peer_pb2 as pb
+
+SERVICE = pb.DESCRIPTOR.services_by_name["PeerService"].full_name
+
+CHUNK_BYTES = 1 << 20
+"""Payload bytes in a streamed request; a message below that goes in one unary request."""
+
+MESSAGE_LIMIT = 2 * CHUNK_BYTES + (1 << 16)
+"""Largest request or response taken: two chunks of a generous foreign encoder, and a header."""
+
+KINDS: dict[Kind, pb.Kind.ValueType] = {kind: pb.Kind.Value(f"KIND_{kind.name}") for kind in Kind}
+VERDICTS: dict[Verdict, pb.Verdict.ValueType] = {
+    verdict: pb.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in Verdict
+}
+FORMATS: dict[Format, pb.Format.ValueType] = {
+    Format.FLOAT64: pb.FORMAT_F64,
+    Format.FLOAT32: pb.FORMAT_F32,
+    Format.BFLOAT16: pb.FORMAT_BF16,
+    Format.FLOAT16: pb.FORMAT_F16,
+}
+_KIND_OF: dict[int, Kind] = {number: kind for kind, number in KINDS.items()}
+_VERDICT_OF: dict[int, Verdict] = {number: verdict for verdict, number in VERDICTS.items()}
+_FORMAT_OF: dict[int, Format] = {number: fmt for fmt, number in FORMATS.items()}
+
+_OFFSET_TAG = b"\x09"  # field 1, fixed64
+_DATA_TAG = b"\x82\x01"  # field 16, length-delimited
+_LENGTH_BYTES = 5  # a varint padded to this; holds lengths below 2^35
+_CHUNK_PREFIX = struct.Struct(f"<cQ2s{_LENGTH_BYTES}s")  # 16 bytes
+_UNARY_PREFIX = struct.Struct(f"<2s{_LENGTH_BYTES}s")
+
+
+class MalformedError(ValueError):
+    """Bytes that are no message of this protocol; answered with INVALID_ARGUMENT."""
+
+
+class Chunk(NamedTuple):
+    """Payload bytes and where they begin in the payload."""
+
+    offset: int
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A header as it came: what the algorithm may see, and what the transport checks."""
+
+    head: Head
+    version: int
+    run_id: str
+    fingerprint: int
+    format: Format | None  # None: one that this version does not know
+    sections: tuple[Span, ...]
+    payload_bytes: int
+
+
+# --- headers ------------------------------------------------------------------------------------
+
+
+def header(
+    head: Head, contract: Contract, sections: Sequence[Span] = (), attempt: int = 0
+) -> pb.MessageHeader:
+    """The header of a message with these sections, written in the contract's format.
+
+    The first section is the model (or a sum of models), further ones are corrections.
+    """
+    fmt = contract.sending_format
+    return pb.MessageHeader(
+        protocol_version=PROTOCOL_VERSION,
+        run_id=contract.run_id,
+        sender=head.sender,
+        incarnation=head.incarnation,
+        epoch=epoch_message(head.epoch),
+        step=head.step,
+        round=head.round,
+        tree=head.tree,
+        kind=KINDS[head.kind],
+        count=int(head.count),
+        weight=float(head.weight),
+        sections=[_section(index, span) for index, span in enumerate(sections)],
+        codec=pb.Codec(format=FORMATS[fmt]),
+        payload_bytes=sum(span.elements for span in sections) * fmt.itemsize,
+        lost=head.lost,
+        attempt=attempt,
+        exchange_number=head.exchange,
+        model_fingerprint=contract.fingerprint,
+    )
+
+
+def _section(index: int, span: Span) -> pb.Section:
+    role = pb.SECTION_ROLE_MODEL if index == 0 else pb.SECTION_ROLE_CORRECTION
+    return pb.Section(role=role, first_element=span.start, elements=span.elements)
+
+
+def envelope(message: pb.MessageHeader) -> Envelope:
+    """Read a header. Raises MalformedError for what no correct sender can have meant."""
+    if message.kind not in _KIND_OF:
+        raise MalformedError(f"kind = {message.kind}: not a kind of message; send 1 to 5")
+    if not message.sender:
+        raise MalformedError("sender = '': empty; send the peer's id")
+    if not message.HasField("epoch"):
+        raise MalformedError("epoch: missing; send the epoch of the sender's view")
+    if not math.isfinite(message.weight):
+        raise MalformedError(f"weight = {message.weight}: not finite; send 1 if there is none")
+    if message.codec.format == pb.FORMAT_UNSPECIFIED and not message.lost:
+        raise MalformedError("codec.format = 0: not specified; name the payload's format")
+    if any(section.role == pb.SECTION_ROLE_UNSPECIFIED for section in message.sections):
+        raise MalformedError("sections.role = 0: not specified; say what the elements are")
+    return Envelope(
+        head=_head(message),
+        version=message.protocol_version,
+        run_id=message.run_id,
+        fingerprint=message.model_fingerprint,
+        format=_FORMAT_OF.get(message.codec.format),
+        sections=tuple(
+            Span(section.first_element, section.first_element + section.elements)
+            for section in message.sections
+        ),
+        payload_bytes=message.payload_bytes,
+    )
+
+
+def _head(message: pb.MessageHeader) -> Head:
+    return Head(
+        sender=message.sender,
+        incarnation=message.incarnation,
+        epoch=Epoch(message.epoch.term, message.epoch.number, message.epoch.digest),
+        step=message.step,
+        kind=_KIND_OF[message.kind],
+        round=message.round,
+        tree=message.tree,
+        count=message.count,
+        weight=message.weight,
+        lost=message.lost,
+        exchange=message.exchange_number,
+    )
+
+
+def epoch_message(epoch: Epoch) -> pb.Epoch:
+    """An epoch for the wire."""
+    return pb.Epoch(term=epoch.term, number=epoch.number, digest=epoch.digest)
+
+
+def check(message: Envelope, contract: Contract) -> Verdict:
+    """Hold a header against the contract; ACCEPTED means that the payload's length is right."""
+    if message.version not in contract.versions:
+        return Verdict.VERSION
+    if message.run_id != contract.run_id:
+        return Verdict.FOREIGN_RUN
+    span = contract.span(message.head.kind, message.head.tree)
+    if span is None:
+        return Verdict.NOT_A_NEIGHBOUR
+    if message.fingerprint != contract.fingerprint:
+        return Verdict.BAD_LENGTH
+    if message.head.lost:
+        return Verdict.ACCEPTED
+    if message.format is None or message.format not in contract.accepted_formats:
+        return Verdict.DECODE_FAILED
+    return _check_length(message, span, contract, message.format)
+
+
+def _check_length(message: Envelope, span: Span, contract: Contract, fmt: Format) -> Verdict:
+    sections = len(message.sections)
+    fits = (
+        1 <= sections <= contract.max_sections
+        and all(section == span for section in message.sections)
+        and message.payload_bytes == sections * span.elements * fmt.itemsize
+    )
+    return Verdict.ACCEPTED if fits else Verdict.BAD_LENGTH
+
+
+def verdict_of(response: pb.RelayResponse) -> Verdict | None:
+    """The verdict in an answer; None if it is one that this version does not know."""
+    return _VERDICT_OF.get(response.verdict)
+
+
+# --- framing ------------------------------------------------------------------------------------
+
+
+def chunk_bytes(offset: int, data: Bytes) -> bytes:
+    """A `RelayRequest` or `ReadModelResponse` {offset, data}: a 16-byte prefix, then the data."""
+    prefix = _CHUNK_PREFIX.pack(_OFFSET_TAG, offset, _DATA_TAG, _padded_varint(len(data)))
+    return b"".join((prefix, data))
+
+
+def parse_request(request: bytes) -> Chunk | pb.RelayRequest:
+    """Read a streamed request: a chunk, in place where possible, else header or trailer."""
+    chunk = _chunk_in_place(request)
+    if chunk is not None:
+        return chunk
+    message = pb.RelayRequest()
+    _parse(message, request)
+    parts = message.HasField("header") + message.HasField("trailer") + bool(message.data)
+    if parts > 1:
+        raise MalformedError("a request holds one of header, trailer and data; send them apart")
+    if message.HasField("header") or message.HasField("trailer"):
+        return message
+    return Chunk(message.offset, memoryview(message.data))
+
+
+def parse_response(response: bytes) -> Chunk | pb.ReadModelResponse:
+    """Read a part of a model: a chunk, in place where possible, else header or trailer."""
+    chunk = _chunk_in_place(response)
+    if chunk is not None:
+        return chunk
+    message = pb.ReadModelResponse()
+    _parse(message, response)
+    if message.HasField("header") or message.HasField("trailer"):
+        return message
+    return Chunk(message.offset, memoryview(message.data))
+
+
+def _chunk_in_place(request: bytes) -> Chunk | None:
+    """The chunk, if the bytes are laid out as `chunk_bytes` does it."""
+    if len(request) < _CHUNK_PREFIX.size:
+        return None
+    offset_tag, offset, data_tag, length = _CHUNK_PREFIX.unpack_from(request)
+    size = len(request) - _CHUNK_PREFIX.size
+    if (offset_tag, data_tag, length) != (_OFFSET_TAG, _DATA_TAG, _padded_varint(size)):
+        return None
+    return Chunk(offset, memoryview(request)[_CHUNK_PREFIX.size :])
+
+
+def unary_bytes(message: pb.MessageHeader, crc32: int, payload: Bytes) -> bytes:
+    """A `RelayUnaryRequest`, the payload first, so that it can be found without parsing."""
+    rest = pb.RelayUnaryRequest(header=message, trailer=pb.Trailer(crc32=crc32))
+    prefix = _UNARY_PREFIX.pack(_DATA_TAG, _padded_varint(len(payload)))
+    return b"".join((prefix, payload, rest.SerializeToString()))
+
+
+def parse_unary(request: bytes) -> tuple[pb.RelayUnaryRequest, memoryview]:
+    """Read a whole message: header and trailer, and the payload, in place where possible."""
+    message = pb.RelayUnaryRequest()
+    end = _payload_end(request)
+    if end is None:
+        _parse(message, request)
+        return message, memoryview(message.data)
+    _parse(message, request[end:])
+    if message.data:  # a repeated field: by protobuf's rule the last one counts
+        return message, memoryview(message.data)
+    return message, memoryview(request)[_UNARY_PREFIX.size : end]
+
+
+def _payload_end(request: bytes) -> int | None:
+    """Where the payload ends, if the bytes are laid out as `unary_bytes` does it."""
+    if len(request) < _UNARY_PREFIX.size:
+        return None
+    tag, length = _UNARY_PREFIX.unpack_from(request)
+    if tag != _DATA_TAG or not all(byte & 0x80 for byte in length[:-1]) or length[-1] & 0x80:
+        return None
+    size = sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(length))
+    end = _UNARY_PREFIX.size + size
+    return end if end <= len(request) else None
+
+
+def _padded_varint(value: int) -> bytes:
+    last = _LENGTH_BYTES - 1
+    low = (((value >> (7 * place)) & 0x7F) | 0x80 for place in range(last))
+    return bytes((*low, value >> (7 * last)))
+
+
+def _parse(message: Message, data: bytes) -> None:
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise MalformedError(f"not a {type(message).__name__}: {error}") from error
