@@ -46,7 +46,7 @@ types: $(VENV)/.dev ## mypy, strict
 	@$(BIN)/mypy tools
 
 imports: $(VENV)/.dev ## import-linter: who may import whom
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 proto: $(PROTO_VENV)/.proto ## Generate the code of the wire contract
 	@$(PROTO_VENV)/bin/python tools/generate_proto.py

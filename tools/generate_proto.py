@@ -21,12 +21,12 @@ SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 def generate(output: Path) -> None:
     """Write the code of every file under `proto/` below `output`. Raises CalledProcessError."""
     protos = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
-    plugins = ("python", "grpc_python", "mypy", "mypy_grpc")
+    outputs = {"python": "", "grpc_python": "", "mypy": "quiet:", "mypy_grpc": "quiet:"}
     # protoc looks for the mypy plugins on PATH; they lie beside the interpreter.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     subprocess.run(
         [sys.executable, "-m", "grpc_tools.protoc", "-I", "."]
-        + [f"--{plugin}_out={output}" for plugin in plugins]
+        + [f"--{plugin}_out={options}{output}" for plugin, options in outputs.items()]
         + protos,
         cwd=PROTO,
         env={**os.environ, "PATH": path},
