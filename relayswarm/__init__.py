@@ -1,0 +1,64 @@
+"""relayswarm: peers train one PyTorch model together by relaying sums of models along a tree.
+
+This is the public face: what a user imports to write a task of their own, and the errors.
+Importing it loads neither torch nor numpy; each name is resolved when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from relayswarm.errors import (
+    ConfigError,
+    DataError,
+    ExitCode,
+    JoinError,
+    QuorumError,
+    RelayswarmError,
+)
+
+if TYPE_CHECKING:
+    from peer.tasks.partition import partition
+    from relayswarm.task import Measured, Options, Site, Task, TaskData, TensorData
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "ExitCode",
+    "JoinError",
+    "Measured",
+    "Options",
+    "QuorumError",
+    "RelayswarmError",
+    "Site",
+    "Task",
+    "TaskData",
+    "TensorData",
+    "__version__",
+    "partition",
+]
+
+_LAZY = {
+    "Measured": "relayswarm.task",
+    "Options": "relayswarm.task",
+    "Site": "relayswarm.task",
+    "Task": "relayswarm.task",
+    "TaskData": "relayswarm.task",
+    "TensorData": "relayswarm.task",
+    "partition": "peer.tasks.partition",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""The built-in tasks. The contract that they fulfil is `relayswarm.task`."""

@@ -1,0 +1,257 @@
+"""A peer's local training: optimizer steps on the live vector, evaluation, state for checkpoints.
+
+Results depend only on the config, the site and the vector: the order of the data and the rate are
+functions of the step, and random state belongs to the trainer. Trainers that share a process get
+the results they would get alone. A trainer is used from one thread at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peer.training import optimizer as optimizers
+from peer.training.flat import FlatModel
+from peer.training.order import DataOrder
+from peer.training.random_state import RandomState, derive_seed
+from peer.training.schedule import learning_rate
+from relayswarm.config import RunConfig
+from relayswarm.errors import ConfigError
+from relayswarm.task import Measured, Site, Task, TaskData
+
+QUASI_GLOBAL_MOMENTUM = 0.9  # unless algorithm.momentum says otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a step's local training came to.
+
+    `loss` is the mean over the local steps, nan as soon as one was not finite (training goes on).
+    `lr` is the rate used, its scale included; `seconds` the time it took.
+    """
+
+    loss: float
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """Everything that makes training go on as if never stopped: tensors and JSON values."""
+
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any]
+
+
+def make_site(config: RunConfig, shard: int, data_dir: Path | None = None) -> Site:
+    """The site of the peer that holds `shard` in this run."""
+    return Site(
+        shard=shard,
+        shards=config.shards,
+        seed=config.seed,
+        alpha=config.data.alpha,
+        min_samples=config.data.min_samples,
+        data_dir=data_dir,
+    )
+
+
+class Trainer:
+    """Local training of one peer.
+
+    The model starts from the run's seed alone, so all peers start equal; what is random in
+    training comes from (seed, shard). Raises ConfigError or DataError when the task cannot be
+    trained as the config says.
+    """
+
+    def __init__(
+        self, task: Task, config: RunConfig, site: Site, device: torch.device | str = "cpu"
+    ) -> None:
+        if config.deterministic:
+            make_deterministic()
+        self.task, self.config, self.site = task, config, site
+        self.device = _usable_device(device)
+        self.settings = optimizers.resolve(config.optimizer, task.optimizer_defaults())
+        with self._random_state("model"):
+            module = task.model()
+        self.flat = FlatModel(module.to(self.device))
+        with self._random_state("data", site.shard):
+            self.data: TaskData = task.data(site)
+        self._random = self._random_state("training", site.shard)
+        self._order = DataOrder(config.seed, site.shard, len(self.data), config.data.batch_size)
+        self._parameters = self.flat.parameters
+        self._optimizer = optimizers.build(self.settings, self._parameters)
+
+    @property
+    def fingerprint(self) -> int:
+        """64 bits that tell this model's layout from any other."""
+        return self.flat.fingerprint
+
+    @property
+    def samples(self) -> int:
+        """Number of training samples of this site."""
+        return len(self.data)
+
+    def lr(self, step: int) -> float:
+        """The schedule's rate at `step`, before any scale."""
+        config, settings = self.config, self.settings
+        return learning_rate(
+            settings.lr, settings.schedule, step, config.steps, settings.warmup_steps
+        )
+
+    def train(self, step: int, lr_scale: Any = 1, momentum: Tensor | None = None) -> TrainResult:
+        """Take the local steps of `step` on the live vector; `lr_scale` multiplies the rate.
+
+        `momentum` (laid out like the vector) takes the place of the optimizer's own momentum as
+        quasi-global momentum, and is not changed. Raises ConfigError if the model's tensors are
+        no longer views into the vector, or the task's loss is not a scalar with a gradient.
+        """
+        started = time.perf_counter()
+        self.flat.check_views()
+        lr = self.lr(step) * float(lr_scale)
+        count = self.config.algorithm.local_steps
+        with self._random:
+            losses = [self._local_step(step * count + k, lr, momentum) for k in range(count)]
+        loss = float(torch.stack(losses).double().mean())
+        seconds = time.perf_counter() - started
+        return TrainResult(loss if math.isfinite(loss) else math.nan, lr, seconds)
+
+    def evaluate(self, vector: Tensor | None = None) -> dict[str, Measured]:
+        """Measure the live model, or the model that `vector` (laid out alike) is.
+
+        In evaluation mode, without gradients, from a random state of its own that is the same at
+        every call. Vector, modes and training's random state are left as they were.
+        """
+        self.flat.check_views()
+        module = self.flat.module
+        modes = {child: child.training for child in module.modules()}
+        kept = self.flat.vector.clone() if vector is not None else None
+        try:
+            if vector is not None:
+                self.flat.vector.copy_(vector)
+            module.eval()
+            with torch.no_grad(), self._random_state("evaluation"):
+                return dict(self.task.evaluate(module, self.site))
+        finally:
+            for child, mode in modes.items():
+                child.training = mode
+            if kept is not None:
+                self.flat.vector.copy_(kept)
+
+    def state(self) -> TrainerState:
+        """A copy of the vector, local buffers, optimizer and random state."""
+        random_tensors, random_values = self._random.state()
+        tensors = {"vector": self.flat.vector.clone()}
+        tensors |= {f"local/{name}": t.clone() for name, t in self.flat.local_tensors().items()}
+        tensors |= {f"random/{name}": t for name, t in random_tensors.items()}
+        for index, entry in self._optimizer.state_dict()["state"].items():
+            for key, value in entry.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{index}/{key}"] = value.clone()
+        return TrainerState(tensors, {"fingerprint": self.fingerprint, "random": random_values})
+
+    def load_state(self, state: TrainerState) -> None:
+        """Go on from `state`. Raises ConfigError if it is of another model or optimizer."""
+        if state.values.get("fingerprint") != self.fingerprint:
+            raise ConfigError(
+                "checkpoint",
+                state.values.get("fingerprint"),
+                f"is of another model than the run's ({self.fingerprint})",
+                "resume with the config the run was started with",
+            )
+        self.flat.vector.copy_(state.tensors["vector"])
+        for name, tensor in self.flat.local_tensors().items():
+            tensor.copy_(state.tensors[f"local/{name}"])
+        self._load_optimizer(_under("optimizer/", state.tensors))
+        self._random.load_state(_under("random/", state.tensors), state.values["random"])
+
+    def _local_step(self, draw: int, lr: float, momentum: Tensor | None) -> Tensor:
+        batch = to_device(self.data.batch(self._order.indices(draw)), self.device)
+        loss = self.task.loss(self.flat.module, batch)
+        if loss.dim() != 0 or not loss.requires_grad:
+            raise ConfigError(
+                "task.loss",
+                tuple(loss.shape),
+                "not a scalar with a gradient",
+                "return a mean over the batch that depends on the model's parameters",
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if momentum is None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            self._optimizer.step()
+        else:
+            self._quasi_global_step(lr, momentum)
+        return loss.detach()
+
+    def _quasi_global_step(self, lr: float, momentum: Tensor) -> None:
+        chosen = self.config.algorithm.momentum
+        specs = [spec for spec in self.flat.layout if spec.role == "parameter"]
+        momenta = [self.flat.part(momentum, spec) for spec in specs]
+        optimizers.quasi_global_step(
+            self._parameters,
+            momenta,
+            lr,
+            QUASI_GLOBAL_MOMENTUM if chosen is None else chosen,
+            self.settings.weight_decay,
+        )
+
+    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            index, _, key = name.partition("/")
+            entries.setdefault(int(index), {})[key] = tensor.clone()
+        current = self._optimizer.state_dict()
+        try:
+            self._optimizer.load_state_dict({**current, "state": entries})
+        except (ValueError, KeyError) as error:
+            raise ConfigError(
+                "checkpoint",
+                self.settings.name,
+                f"holds the state of another optimizer ({error})",
+                "resume with the config the run was started with",
+            ) from error
+
+    def _random_state(self, purpose: str, *parts: int) -> RandomState:
+        return RandomState(derive_seed(purpose, self.config.seed, *parts), self.device)
+
+
+def make_deterministic() -> None:
+    """Pin this process: deterministic kernels and one intra-op thread."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """`batch` with its tensors on `device`, also those inside tuples, lists and dicts."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def _usable_device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            "device", str(device), "this torch cannot use it", "use cpu, or cuda on a GPU machine"
+        ) from error
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
