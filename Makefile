@@ -45,8 +45,9 @@ types: $(VENV)/.dev ## mypy, strict
 	@$(BIN)/mypy
 	@$(BIN)/mypy tools
 
+# Without its cache, which does not notice that a module of another file has come or gone.
 imports: $(VENV)/.dev ## import-linter: who may import whom
-	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 proto: $(PROTO_VENV)/.proto ## Generate the code of the wire contract
 	@$(PROTO_VENV)/bin/python tools/generate_proto.py
