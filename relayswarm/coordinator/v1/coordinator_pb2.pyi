@@ -30,6 +30,7 @@ class JoinRequest(google.protobuf.message.Message):
     MODEL_FINGERPRINT_FIELD_NUMBER: builtins.int
     STEP_FIELD_NUMBER: builtins.int
     INCARNATION_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
     min_protocol_version: builtins.int
     """Lowest and highest protocol version that the peer speaks."""
     max_protocol_version: builtins.int
@@ -49,6 +50,10 @@ class JoinRequest(google.protobuf.message.Message):
     """The step its model has finished: above 0 after a resume."""
     incarnation: builtins.int
     """Tells one life of a peer from another: a later one is higher. Chosen by the peer."""
+    @property
+    def epoch(self) -> relayswarm.peer.v1.peer_pb2.Epoch:
+        """The epoch it trains in, if it joins again because the coordinator forgot it."""
+
     def __init__(
         self,
         *,
@@ -61,8 +66,10 @@ class JoinRequest(google.protobuf.message.Message):
         model_fingerprint: builtins.int = ...,
         step: builtins.int = ...,
         incarnation: builtins.int = ...,
+        epoch: relayswarm.peer.v1.peer_pb2.Epoch | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["advertised_address", b"advertised_address", "incarnation", b"incarnation", "max_protocol_version", b"max_protocol_version", "metrics_address", b"metrics_address", "min_protocol_version", b"min_protocol_version", "model_fingerprint", b"model_fingerprint", "peer_id", b"peer_id", "run_id", b"run_id", "step", b"step"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["advertised_address", b"advertised_address", "epoch", b"epoch", "incarnation", b"incarnation", "max_protocol_version", b"max_protocol_version", "metrics_address", b"metrics_address", "min_protocol_version", b"min_protocol_version", "model_fingerprint", b"model_fingerprint", "peer_id", b"peer_id", "run_id", b"run_id", "step", b"step"]) -> None: ...
 
 global___JoinRequest = JoinRequest
 
@@ -93,7 +100,7 @@ class JoinResponse(google.protobuf.message.Message):
     """Renew well within this time."""
     @property
     def donors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Address of a member with a model to start from; empty at the start of a run."""
+        """Addresses of members with a model to start from; empty at the start of a run."""
 
     def __init__(
         self,

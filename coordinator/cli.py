@@ -1,0 +1,89 @@
+"""The commands `relayswarm coordinator` and `relayswarm status`.
+
+What belongs here: options, and exit codes. Imports that take time are inside the functions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from relayswarm.errors import RelayswarmError
+
+
+def coordinator(
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Run config (TOML); left out: defaults, or the run in the store."),
+    ] = None,
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT for peers; port 0 takes any free one.")
+    ] = "127.0.0.1:50050",
+    metrics_listen: Annotated[
+        str, typer.Option(help="HOST:PORT for Prometheus; port 0 takes any free one.")
+    ] = "127.0.0.1:0",
+    store: Annotated[
+        Path | None,
+        typer.Option(help="SQLite file that survives a restart.", show_default="in memory"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a setting: section.key=value. May be repeated."),
+    ] = None,
+    reflection: Annotated[
+        bool, typer.Option("--reflection", help="Serve gRPC reflection, for grpcurl and the like.")
+    ] = False,
+    exit_when_finished: Annotated[
+        bool, typer.Option("--exit-when-finished", help="End when the run has finished.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write events to standard output, one JSON object each.")
+    ] = False,
+) -> None:
+    """Introduce peers to each other and keep their topology, for one run."""
+    import logging
+
+    from coordinator.runner import Options, serve
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    options = Options(
+        config=config,
+        overrides=tuple(set_ or ()),
+        listen=listen,
+        metrics_listen=metrics_listen,
+        store=store,
+        reflection=reflection,
+        json=as_json,
+        exit_when_finished=exit_when_finished,
+    )
+    try:
+        code = serve(options)
+    except RelayswarmError as error:
+        raise _failed(error) from error
+    raise typer.Exit(code)
+
+
+def status(
+    coordinator: Annotated[
+        str, typer.Option(help="HOST:PORT of the coordinator.")
+    ] = "127.0.0.1:50050",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how a run is doing: its members, their steps, and the tree."""
+    from coordinator.status import fetch, show, to_json
+
+    try:
+        answer = fetch(coordinator)
+    except RelayswarmError as error:
+        raise _failed(error) from error
+    if as_json:
+        typer.echo(to_json(answer))
+    else:
+        show(answer)
+
+
+def _failed(error: RelayswarmError) -> typer.Exit:
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(error.exit_code)

@@ -1,0 +1,290 @@
+"""The values that membership speaks in: members, what happens to them, what is decided and why.
+
+What belongs here: data and its invariants. The rules are in `admission` and `membership`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+
+def natural_order(peer_id: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key by which peers are visited everywhere: `peer-10` comes after `peer-2`."""
+    parts = re.split(r"(\d+)", peer_id)
+    return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
+
+
+class Reason(Enum):
+    """Why an epoch was published, or a member lost; log, status and metrics show the same word.
+
+    In order of weight: of several changes in one epoch the first named here gives its reason.
+    """
+
+    QUORUM = "quorum"  # as many peers have come as the run needs to start
+    RESTORED = "restored"  # the coordinator is back, and so are its peers, or a lease has passed
+    LEASE_EXPIRED = "lease_expired"
+    UNREACHABLE = "unreachable"  # silent, and its neighbours cannot reach it
+    LEFT = "left"  # said goodbye before the last step
+    RESTARTED = "restarted"  # a later incarnation took the place of an earlier one
+    JOINED = "joined"
+
+
+class RunState(Enum):
+    """How far the run is."""
+
+    WAITING = "waiting"  # for its peers to come
+    RUNNING = "running"
+    FINISHED = "finished"  # whoever was left has done all steps
+
+
+class Refusal(Enum):
+    """Why a join was refused; each is a label of the counter of refusals."""
+
+    VERSION = "version"
+    RUN = "run"
+    FINGERPRINT = "fingerprint"
+    FINISHED = "finished"
+    BAD_ID = "bad_id"
+    BAD_ADDRESS = "bad_address"
+    ID_TAKEN = "id_taken"
+    ADDRESS_TAKEN = "address_taken"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a run asks of its members; times in seconds."""
+
+    run_id: str
+    needed: int  # peers, to start
+    shards: int
+    lease_s: float
+    start_timeout_s: float
+    max_members: int = 512
+
+    @property
+    def renew_every_s(self) -> float:
+        """How often a peer renews its lease."""
+        return min(1.0, self.lease_s / 3)
+
+    @property
+    def silent_s(self) -> float:
+        """Two renewals missed: from here on its neighbours' word against a member counts."""
+        return 2.5 * self.renew_every_s
+
+    @property
+    def reservation_s(self) -> float:
+        """How long a candidate's id and shard are kept: it may have a large model to build."""
+        return max(self.lease_s, 60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a member was, by its own word, and how fast it was going.
+
+    `rate` (steps per second) is measured between reports at least half a renewal apart, so that
+    two reports in quick succession do not make a wild guess; None until there are two.
+    """
+
+    step: int
+    at: float
+    rate: float | None = None
+    since_step: int = 0
+    since: float = 0.0
+
+    @classmethod
+    def begin(cls, step: int, now: float) -> Progress:
+        """The first report."""
+        return cls(step, now, None, step, now)
+
+    def report(self, step: int, now: float, window_s: float) -> Progress:
+        """The next report."""
+        if now - self.since < window_s:
+            return Progress(step, now, self.rate, self.since_step, self.since)
+        rate = max(0.0, (step - self.since_step) / (now - self.since))
+        return Progress(step, now, rate, step, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A peer with a lease (or, as a candidate, with an id and a shard kept for it)."""
+
+    peer_id: str
+    incarnation: int
+    address: str
+    metrics_address: str
+    fingerprint: int
+    shard: int
+    progress: Progress
+    expires: float
+    last_seen: float
+    state: str = "joined"
+    loss: float = float("nan")
+    models_counted: int = 0
+    unreachable: frozenset[str] = frozenset()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has done all steps; it may still serve its neighbours."""
+        return self.state == RunState.FINISHED.value
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of a peer, as a reason for a new epoch."""
+
+    reason: Reason
+    peer_id: str
+
+
+# --- events --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A peer asks to become a member, or with fingerprint 0 to learn about the run.
+
+    `known_age` is the (term, number) of the epoch that it trains in: above (0, 0) when it joins
+    again because the coordinator, not the peer, was away.
+    """
+
+    incarnation: int
+    address: str = ""
+    peer_id: str = ""
+    run_id: str = ""
+    fingerprint: int = 0
+    metrics_address: str = ""
+    step: int = 0
+    min_version: int = 1
+    max_version: int = 1
+    known_age: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """A member is still there, and says how it is doing."""
+
+    peer_id: str
+    incarnation: int
+    step: int = 0
+    loss: float = float("nan")
+    state: str = "training"
+    models_counted: int = 0
+    unreachable: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """A member goes; `finished` if it has done all steps."""
+
+    peer_id: str
+    incarnation: int
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The deadline asked for has come, `overslept_s` ago: leases do not run while we sleep."""
+
+    overslept_s: float = 0.0
+
+
+Event: TypeAlias = Join | Renew | Leave | Tick
+
+# --- decisions -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The peer is a member, or a candidate. `donors` are addresses to fetch a model from."""
+
+    member: Member
+    version: int
+    donors: tuple[str, ...]
+    candidate: bool
+    again: bool = False  # it was one already: nothing has changed
+    note: str = ""  # about its shard, for people
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The peer may not join; `text` says what differs and what to do."""
+
+    refusal: Refusal
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The lease runs on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """There is no such member any more (or yet): it has to join."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The membership is over: a reason, or None for a peer that has done all steps."""
+
+    member: Member
+    reason: Reason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Elected:
+    """These members form the next epoch, from `effective_step` on. Publish it once it is stored."""
+
+    term: int
+    number: int
+    effective_step: int
+    members: tuple[Member, ...]  # in visiting order
+    changes: tuple[Change, ...]
+
+    @property
+    def reason(self) -> Reason:
+        """The weightiest of its reasons."""
+        order = list(Reason)
+        return min((change.reason for change in self.changes), key=order.index)
+
+    @property
+    def text(self) -> str:
+        """All reasons, such as `lease_expired peer-3; joined peer-8 peer-9`."""
+        parts = []
+        for reason in Reason:
+            who = sorted({c.peer_id for c in self.changes if c.reason is reason}, key=natural_order)
+            if who:
+                parts.append(" ".join([reason.value, *filter(None, who)]))
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The run waits: so many of its peers are here."""
+
+    present: tuple[str, ...]  # in visiting order
+    needed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """The last member has gone, and somebody has done all steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """Patience for the peers to come is over."""
+
+    present: tuple[str, ...]
+    needed: int
+
+
+Decision: TypeAlias = (
+    Admitted | Refused | Renewed | Unknown | Gone | Elected | Waiting | RunFinished | GaveUp
+)

@@ -1,0 +1,114 @@
+"""Between membership's values and the protobuf messages of the coordinator's wire contract."""
+
+from __future__ import annotations
+
+from coordinator.members import Elected, Join, Leave, Member, Renew, natural_order
+from coordinator.membership import Membership
+from coordinator.views import Layout
+from relayswarm.coordinator.v1 import coordinator_pb2 as pb
+from relayswarm.peer.v1 import peer_pb2
+
+MAX_TEXT = 64  # characters of a state that a peer reports
+MAX_UNREACHABLE = 64  # neighbours that a peer may report unreachable
+
+
+def join_event(request: pb.JoinRequest) -> Join:
+    """A request to join."""
+    return Join(
+        incarnation=request.incarnation,
+        address=request.advertised_address,
+        peer_id=request.peer_id,
+        run_id=request.run_id,
+        fingerprint=request.model_fingerprint,
+        metrics_address=request.metrics_address,
+        step=request.step,
+        min_version=request.min_protocol_version,
+        max_version=request.max_protocol_version,
+        known_age=(request.epoch.term, request.epoch.number),
+    )
+
+
+def renew_event(request: pb.RenewLeaseRequest) -> Renew:
+    """A renewal; what is too long to be honest is cut."""
+    return Renew(
+        peer_id=request.peer_id,
+        incarnation=request.incarnation,
+        step=request.step,
+        loss=request.loss,
+        state=request.state[:MAX_TEXT],
+        models_counted=request.models_counted,
+        unreachable=frozenset(request.unreachable[:MAX_UNREACHABLE]),
+    )
+
+
+def leave_event(request: pb.LeaveRequest) -> Leave:
+    """A goodbye."""
+    return Leave(request.peer_id, request.incarnation, request.finished)
+
+
+def epoch_message(elected: Elected, digest: int) -> peer_pb2.Epoch:
+    """The epoch's identity."""
+    return peer_pb2.Epoch(term=elected.term, number=elected.number, digest=digest)
+
+
+def view_message(elected: Elected, layout: Layout, digest: int, me: str) -> pb.View:
+    """One member's view of an epoch."""
+    return pb.View(
+        epoch=epoch_message(elected, digest),
+        effective_step=elected.effective_step,
+        members=[_member(member) for member in elected.members],
+        trees=[
+            pb.Tree(neighbours=_behind(behind), edges=_edges(edges))
+            for behind, edges in zip(layout.trees(me), layout.tree_edges, strict=True)
+        ],
+        neighbours=layout.neighbours(me),
+        mixing=[
+            pb.MixingWeight(peer_id=peer, weight=float(weight))
+            for peer, weight in layout.mixing(me).items()
+        ],
+        diameter=layout.diameter,
+        lr_factor=str(layout.lr_factor),
+        reason=reason_text(elected, layout),
+    )
+
+
+def reason_text(elected: Elected, layout: Layout) -> str:
+    """Why the epoch was published, and where the config could not be followed."""
+    return "; ".join((elected.text, *layout.notes))
+
+
+def tree_messages(layout: Layout) -> list[pb.Tree]:
+    """All trees, nobody's in particular."""
+    return [pb.Tree(edges=_edges(edges)) for edges in layout.tree_edges]
+
+
+def status_message(member: Member, now: float) -> pb.MemberStatus:
+    """How a member is doing."""
+    return pb.MemberStatus(
+        member=_member(member),
+        shard=member.shard,
+        step=member.progress.step,
+        loss=member.loss,
+        state=member.state,
+        models_counted=member.models_counted,
+        last_seen_s=now - member.last_seen,
+        metrics_address=member.metrics_address,
+    )
+
+
+def all_statuses(membership: Membership, now: float) -> list[pb.MemberStatus]:
+    """The members, and those that have left after their last step, in visiting order."""
+    everyone = membership.finished | membership.members
+    return [status_message(everyone[peer], now) for peer in sorted(everyone, key=natural_order)]
+
+
+def _member(member: Member) -> pb.Member:
+    return pb.Member(peer_id=member.peer_id, incarnation=member.incarnation, address=member.address)
+
+
+def _behind(behind: dict[str, int]) -> list[pb.TreeNeighbour]:
+    return [pb.TreeNeighbour(peer_id=peer, behind=count) for peer, count in behind.items()]
+
+
+def _edges(edges: tuple[tuple[str, str], ...]) -> list[pb.Edge]:
+    return [pb.Edge(from_peer_id=u, to_peer_id=v) for u, v in edges]

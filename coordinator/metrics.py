@@ -1,0 +1,138 @@
+"""The coordinator's Prometheus metrics.
+
+What belongs here: their names, and which notice of the conductor moves which. Labels are values of
+enums only. They are served over HTTP by the same process, from a registry of their own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
+
+from coordinator.conductor import Conductor, Notice, Publication
+from coordinator.members import Admitted, Gone, Reason, Refusal, Refused, Renewed, RunState
+from relayswarm.errors import ConfigError
+
+PREFIX = "relayswarm_coordinator"
+
+
+class Metrics:
+    """A listener of the conductor."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        self.registry = CollectorRegistry()
+        self._conductor = conductor
+        ProcessCollector(registry=self.registry)
+        self._count()
+        self._gauge()
+
+    def _count(self) -> None:
+        make = self._counter
+        self._joins = make("joins", "Peers that became members.")
+        self._refused = make("joins_refused", "Joins refused, by reason.", "reason")
+        self._renewals = make("lease_renewals", "Leases renewed.")
+        self._expiries = make("lease_expiries", "Leases that ran out.")
+        self._lost = make("members_lost", "Members lost, by reason.", "reason")
+        self._finished = make("members_finished", "Members that left after their last step.")
+        self._elections = make("elections", "Epochs published, by reason.", "reason")
+        for refusal in Refusal:
+            self._refused.labels(refusal.value)
+        for reason in (Reason.LEASE_EXPIRED, Reason.UNREACHABLE, Reason.LEFT):
+            self._lost.labels(reason.value)
+        for reason in Reason:
+            self._elections.labels(reason.value)
+
+    def _gauge(self) -> None:
+        make = self._make_gauge
+        self._term = make("epoch_term", "Term of the epoch published last.")
+        self._number = make("epoch_number", "Number of the epoch published last.")
+        self._step = make("epoch_effective_step", "Step from which the present epoch holds.")
+        self._size = make("epoch_members", "Members of the present epoch.")
+        self._diameter = make("epoch_diameter_hops", "Longest path in a tree of the epoch.")
+        self._published_at = make(
+            "epoch_published_timestamp_seconds", "When the present epoch was published."
+        )
+        membership, rules = self._conductor.membership, self._conductor.rules
+        make("members", "Peers with a lease.").set_function(lambda: len(membership.members))
+        make("candidates", "Peers that are about to join.").set_function(
+            lambda: len(membership.candidates)
+        )
+        make("members_needed", "Peers needed to start.").set(rules.needed)
+        make("member_step_min", "Step of the slowest member.").set_function(
+            lambda: min(self._steps(), default=0)
+        )
+        make("member_step_max", "Step of the fastest member.").set_function(
+            lambda: max(self._steps(), default=0)
+        )
+        states = self._make_gauge("run_state", "1 for the state that the run is in.", "state")
+        for state in RunState:
+            states.labels(state.value).set_function(partial(self._is_in, state))
+
+    def _is_in(self, state: RunState) -> float:
+        return float(self._conductor.membership.state is state)
+
+    def _steps(self) -> list[int]:
+        with self._conductor.lock:
+            return [m.progress.step for m in self._conductor.membership.members.values()]
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _make_gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def __call__(self, notice: Notice) -> None:
+        """Take note."""
+        match notice:
+            case Renewed():
+                self._renewals.inc()
+            case Admitted(candidate=False, again=False):
+                self._joins.inc()
+            case Refused():
+                self._refused.labels(notice.refusal.value).inc()
+            case Gone(reason=None):
+                self._finished.inc()
+            case Gone(reason=Reason() as reason):
+                self._lost.labels(reason.value).inc()
+                self._expiries.inc(reason is Reason.LEASE_EXPIRED)
+            case Publication():
+                self._published(notice)
+
+    def _published(self, publication: Publication) -> None:
+        elected = publication.elected
+        self._elections.labels(elected.reason.value).inc()
+        self._term.set(elected.term)
+        self._number.set(elected.number)
+        self._step.set(elected.effective_step)
+        self._size.set(len(elected.members))
+        self._diameter.set(publication.layout.diameter)
+        self._published_at.set(time.time())
+
+
+class MetricsServer:
+    """Serves a registry over HTTP until closed."""
+
+    def __init__(self, registry: CollectorRegistry, listen: str) -> None:
+        """Bind `listen` (HOST:PORT, port 0: any free one). Raises ConfigError if it is taken."""
+        host, colon, port = listen.rpartition(":")
+        remedy = "give another HOST:PORT for --metrics-listen; port 0 takes any free one"
+        if not (colon and host and port.isdecimal() and int(port) < 65536):
+            raise ConfigError("--metrics-listen", listen, "not an address", remedy)
+        try:
+            served = start_http_server(int(port), host.strip("[]"), registry)
+        except OSError as error:
+            problem = f"cannot listen there ({error.strerror or error})"
+            raise ConfigError("--metrics-listen", listen, problem, remedy) from error
+        self._server: WSGIServer = served[0]
+        self._thread: threading.Thread = served[1]
+        self.address = f"{host}:{self._server.server_port}"
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

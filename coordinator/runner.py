@@ -1,0 +1,128 @@
+"""One coordinator process from start to end.
+
+What belongs here: how the parts are put together and taken apart, and what ends them.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from coordinator.announcer import Announcer, gave_up_text
+from coordinator.conductor import Conductor
+from coordinator.graph_files import LabelledGraph, read_graph
+from coordinator.graphs import GraphError
+from coordinator.metrics import Metrics, MetricsServer
+from coordinator.service import CoordinatorServer
+from coordinator.store import Store
+from coordinator.views import FILE, check_names
+from relayswarm import config as run_config
+from relayswarm.config import RunConfig
+from relayswarm.errors import ConfigError, ExitCode, QuorumError
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    config: Path | None = None
+    overrides: tuple[str, ...] = ()
+    listen: str = "127.0.0.1:50050"
+    metrics_listen: str = "127.0.0.1:0"
+    store: Path | None = None
+    reflection: bool = False
+    json: bool = False
+    exit_when_finished: bool = False
+
+
+def serve(options: Options) -> ExitCode:
+    """Run a coordinator in this process until it has done its part.
+
+    Raises ConfigError if it cannot start, QuorumError if its peers did not come in time.
+    """
+    announcer = Announcer(sys.stdout if options.json else None)
+    with closing(Store(options.store)) as store:
+        config = _config(options, store)
+        conductor = Conductor(config, store, _file_graph(config))
+        metrics = Metrics(conductor)
+        conductor.listeners += [metrics, announcer]
+        with closing(MetricsServer(metrics.registry, options.metrics_listen)) as metrics_server:
+            server = CoordinatorServer(conductor, options.listen, reflection=options.reflection)
+            announcer.started(config.run_id, server.address, metrics_server.address)
+            return _serve_until_ended(conductor, server, options.exit_when_finished)
+
+
+def _serve_until_ended(
+    conductor: Conductor, server: CoordinatorServer, exit_when_finished: bool
+) -> ExitCode:
+    with _signals(conductor) as caught:
+        server.start()
+        try:
+            _wait(conductor, caught, exit_when_finished)
+        finally:
+            server.stop()
+    if conductor.failure:
+        raise conductor.failure
+    if conductor.gave_up:
+        raise QuorumError(gave_up_text(conductor.gave_up))
+    return ExitCode.INTERRUPTED if caught[:1] == [signal.SIGINT] else ExitCode.DONE
+
+
+def _wait(conductor: Conductor, caught: list[int], exit_when_finished: bool) -> None:
+    """Wait for a signal, a failure, the end of patience or, if wanted, the end of the run."""
+    while True:
+        conductor.ended.wait()
+        conductor.ended.clear()
+        if caught or conductor.failure or conductor.gave_up or exit_when_finished:
+            return
+
+
+@contextmanager
+def _signals(conductor: Conductor) -> Iterator[list[int]]:
+    """Ctrl+C and SIGTERM end the wait; which of them came, in order."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        caught.append(number)
+        conductor.ended.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _config(options: Options, store: Store) -> RunConfig:
+    """From --config, or else the run that the store holds, or else defaults; then --set."""
+    stored = store.stored_config()
+    if stored and options.config is None:
+        config = run_config.parse(stored.to_toml(), options.overrides)
+    else:
+        config = run_config.load(options.config, options.overrides)
+    try:
+        check_names(config)
+    except GraphError as error:
+        raise _as_config_error(error) from error
+    return config
+
+
+def _file_graph(config: RunConfig) -> LabelledGraph | None:
+    if config.topology.graph != FILE:
+        return None
+    try:
+        return read_graph(Path(config.topology.file or ""))
+    except GraphError as error:
+        raise _as_config_error(error) from error
+
+
+def _as_config_error(error: GraphError) -> ConfigError:
+    field = "topology.graph" if error.field == "graph" else error.field
+    return ConfigError(field, error.value, error.problem, error.remedy)

@@ -1,0 +1,189 @@
+"""The coordinator's gRPC service.
+
+What belongs here: requests in, answers and status codes out. Each watching peer holds a thread of
+the pool while it watches. The pool therefore has a thread for each member that membership may admit
+(`max_members`), and `SPARE_THREADS` for short calls; as a member has one watch at most, watches
+never use the pool up. Threads are made on demand: the size costs nothing until it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from coordinator import messages
+from coordinator.conductor import Conductor, WatchEnd
+from coordinator.members import Admitted, Refusal, Refused, Unknown, Waiting
+from relayswarm.coordinator.v1 import coordinator_pb2 as pb
+from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
+from relayswarm.errors import ConfigError
+
+SPARE_THREADS = 32
+SERVICE = pb.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
+
+_CODES = {
+    Refusal.BAD_ID: grpc.StatusCode.INVALID_ARGUMENT,
+    Refusal.BAD_ADDRESS: grpc.StatusCode.INVALID_ARGUMENT,
+    Refusal.ID_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
+    Refusal.ADDRESS_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
+    Refusal.FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}  # all others: FAILED_PRECONDITION
+
+
+class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
+    """Answers peers, by what the conductor decides."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        self._conductor = conductor
+        self._run_config = conductor.config.to_toml()
+        self._lease_ms = round(conductor.rules.lease_s * 1000)
+
+    def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext) -> pb.JoinResponse:
+        """Introduce a peer."""
+        answer = self._conductor.handle(messages.join_event(request))[0]
+        if isinstance(answer, Refused):
+            code = _CODES.get(answer.refusal, grpc.StatusCode.FAILED_PRECONDITION)
+            _abort(context, code, answer.text)
+        assert isinstance(answer, Admitted)
+        return pb.JoinResponse(
+            protocol_version=answer.version,
+            run_id=self._conductor.config.run_id,
+            peer_id=answer.member.peer_id,
+            run_config=self._run_config,
+            shard=answer.member.shard,
+            lease_ms=self._lease_ms,
+            donors=answer.donors,
+        )
+
+    def RenewLease(
+        self, request: pb.RenewLeaseRequest, context: grpc.ServicerContext
+    ) -> pb.RenewLeaseResponse:
+        """Keep a member."""
+        self._check_run(request.run_id, context)
+        answer = self._conductor.handle(messages.renew_event(request))[0]
+        if isinstance(answer, Unknown):
+            _abort(context, grpc.StatusCode.NOT_FOUND, answer.text)
+        return pb.RenewLeaseResponse(lease_ms=self._lease_ms)
+
+    def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext) -> pb.LeaveResponse:
+        """Let a member go. Leaving twice is no error: the first answer may have been lost."""
+        self._check_run(request.run_id, context)
+        self._conductor.handle(messages.leave_event(request))
+        return pb.LeaveResponse()
+
+    def WatchTopology(
+        self, request: pb.WatchTopologyRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.WatchTopologyResponse]:
+        """Tell a member about each epoch that it is in."""
+        self._check_run(request.run_id, context)
+        conductor, me = self._conductor, request.peer_id
+        context.add_callback(conductor.nudge)
+        for news in conductor.watch(me, request.incarnation, context.is_active):
+            if isinstance(news, WatchEnd):
+                _end_watch(news, me, context)
+            elif isinstance(news, Waiting):
+                waiting = pb.Waiting(present=len(news.present), needed=news.needed)
+                yield pb.WatchTopologyResponse(waiting=waiting)
+            else:
+                view = messages.view_message(news.elected, news.layout, news.digest, me)
+                yield pb.WatchTopologyResponse(view=view)
+
+    def GetStatus(
+        self, request: pb.GetStatusRequest, context: grpc.ServicerContext
+    ) -> pb.GetStatusResponse:
+        """Say how the run is doing."""
+        del request, context
+        conductor = self._conductor
+        with conductor.lock:
+            membership, publication = conductor.membership, conductor.publication
+            status = pb.GetStatusResponse(
+                run_id=conductor.config.run_id,
+                state=membership.state.value,
+                needed=conductor.rules.needed,
+                members=messages.all_statuses(membership, conductor.now()),
+                run_config=self._run_config,
+            )
+        if publication:
+            status.epoch.CopyFrom(messages.epoch_message(publication.elected, publication.digest))
+            status.reason = messages.reason_text(publication.elected, publication.layout)
+            status.trees.extend(messages.tree_messages(publication.layout))
+        return status
+
+    def _check_run(self, run_id: str, context: grpc.ServicerContext) -> None:
+        ours = self._conductor.config.run_id
+        if run_id != ours:
+            text = f"run_id = {run_id!r}: this coordinator serves the run {ours!r}; join that"
+            _abort(context, grpc.StatusCode.FAILED_PRECONDITION, text)
+
+
+def _end_watch(end: WatchEnd, me: str, context: grpc.ServicerContext) -> None:
+    if end is WatchEnd.NOT_A_MEMBER:
+        text = f"{me!r} with this incarnation is no member (any more); join again"
+        _abort(context, grpc.StatusCode.NOT_FOUND, text)
+    elif end is WatchEnd.SUPERSEDED:
+        _abort(context, grpc.StatusCode.ABORTED, f"{me!r} watches through another stream by now")
+    elif end is WatchEnd.STOPPING:
+        _abort(context, grpc.StatusCode.UNAVAILABLE, "the coordinator is stopping")
+
+
+def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> NoReturn:
+    context.abort(code, text)
+    raise AssertionError("abort raises")
+
+
+class CoordinatorServer:
+    """The service on a socket, with gRPC health checks and, if wanted, reflection."""
+
+    def __init__(self, conductor: Conductor, listen: str, *, reflection: bool = False) -> None:
+        """Bind `listen` (HOST:PORT, port 0: any free one). Raises ConfigError if it is taken."""
+        self._conductor = conductor
+        threads = conductor.rules.max_members + SPARE_THREADS
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="coordinator")
+        self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
+        self._health = health.HealthServicer()
+        pb_grpc.add_CoordinatorServiceServicer_to_server(
+            CoordinatorService(conductor), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if reflection:
+            _reflect(self._server)
+        self.address = _bind(self._server, listen)
+
+    def start(self) -> None:
+        """Serve."""
+        self._conductor.start()
+        self._server.start()
+        for name in ("", SERVICE):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def stop(self, grace_s: float = 1.0) -> None:
+        """Say so to whoever asks for health, end the watches, let short calls finish."""
+        self._health.enter_graceful_shutdown()
+        stopped = self._server.stop(grace_s)
+        self._conductor.stop()
+        stopped.wait()
+        self._pool.shutdown()
+
+
+def _reflect(server: grpc.Server) -> None:
+    from grpc_reflection.v1alpha import reflection
+
+    names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+
+
+def _bind(server: grpc.Server, listen: str) -> str:
+    host, colon, port = listen.rpartition(":")
+    remedy = "give another HOST:PORT for --listen; port 0 takes any free one"
+    if not (colon and host and port.isdecimal() and int(port) < 65536):
+        raise ConfigError("--listen", listen, "not an address", remedy)
+    try:
+        bound = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        problem = "the address is taken, or is not one of this machine"
+        raise ConfigError("--listen", listen, problem, remedy) from error
+    return f"{host}:{bound}"

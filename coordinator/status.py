@@ -1,0 +1,123 @@
+"""How a run is doing, asked of its coordinator and shown."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import grpc
+import rich.box
+import rich.tree
+from rich.console import Console
+from rich.table import Table
+
+from relayswarm.coordinator.v1 import coordinator_pb2 as pb
+from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
+from relayswarm.errors import JoinError
+
+TIMEOUT_S = 5.0
+
+
+def fetch(address: str) -> pb.GetStatusResponse:
+    """Ask the coordinator at HOST:PORT. Raises JoinError if it cannot be reached."""
+    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        stub = pb_grpc.CoordinatorServiceStub(channel)
+        try:
+            return stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise JoinError(
+                f"--coordinator = {address!r}: no coordinator answers there "
+                f"({error.code().name.lower()}); check the address, and that it is running"
+            ) from error
+
+
+def to_json(status: pb.GetStatusResponse) -> str:
+    """The status as one line of JSON; a number that is not finite becomes null."""
+    epoch = status.epoch
+    return json.dumps(
+        {
+            "run_id": status.run_id,
+            "state": status.state,
+            "needed": status.needed,
+            "epoch": {"term": epoch.term, "number": epoch.number} if epoch.number else None,
+            "reason": status.reason,
+            "members": [_member_json(member) for member in status.members],
+            "trees": [
+                [[edge.from_peer_id, edge.to_peer_id] for edge in tree.edges]
+                for tree in status.trees
+            ],
+        }
+    )
+
+
+def _member_json(member: pb.MemberStatus) -> dict[str, Any]:
+    return {
+        "peer": member.member.peer_id,
+        "address": member.member.address,
+        "metrics_address": member.metrics_address,
+        "shard": member.shard,
+        "step": member.step,
+        "loss": member.loss if math.isfinite(member.loss) else None,
+        "state": member.state,
+        "models_counted": member.models_counted,
+        "last_seen_s": round(member.last_seen_s, 3),
+    }
+
+
+def show(status: pb.GetStatusResponse, console: Console | None = None) -> None:
+    """Print a table of the members, and the trees."""
+    console = console or Console()
+    console.print(f"run [bold]{status.run_id}[/]: {status.state}, {_headcount(status)}")
+    if status.epoch.number:
+        epoch = status.epoch
+        console.print(f"epoch {epoch.term}.{epoch.number}: {status.reason}")
+    if status.members:
+        console.print(_table(status))
+    for number, tree in enumerate(status.trees):
+        title = "tree" if len(status.trees) == 1 else f"tree {'AB'[number]}"
+        if tree.edges:
+            console.print(title)
+            console.print(_picture(tree))
+
+
+def _headcount(status: pb.GetStatusResponse) -> str:
+    return f"{len(status.members)} peers here, {status.needed} needed to start"
+
+
+def _table(status: pb.GetStatusResponse) -> Table:
+    table = Table(box=rich.box.SIMPLE)
+    table.add_column("peer")
+    for name in ("shard", "step", "loss", "models"):
+        table.add_column(name, justify="right")
+    table.add_column("state")
+    table.add_column("last seen", justify="right")
+    table.add_column("address")
+    for m in status.members:
+        loss = f"{m.loss:.4g}" if math.isfinite(m.loss) else "-"
+        table.add_row(
+            m.member.peer_id,
+            str(m.shard),
+            str(m.step),
+            loss,
+            str(m.models_counted or "-"),
+            m.state,
+            f"{m.last_seen_s:.1f} s",
+            m.member.address,
+        )
+    return table
+
+
+def _picture(tree: pb.Tree) -> rich.tree.Tree:
+    """The tree as text, hung up by the end of its first edge."""
+    neighbours: dict[str, list[str]] = {}
+    for edge in tree.edges:
+        neighbours.setdefault(edge.from_peer_id, []).append(edge.to_peer_id)
+        neighbours.setdefault(edge.to_peer_id, []).append(edge.from_peer_id)
+    root = tree.edges[0].from_peer_id
+    picture = rich.tree.Tree(root)
+    pending = [(root, "", picture)]
+    while pending:
+        peer, parent, branch = pending.pop()
+        pending += [(k, peer, branch.add(k)) for k in neighbours[peer] if k != parent]
+    return picture

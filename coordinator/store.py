@@ -1,0 +1,136 @@
+"""What the coordinator must not forget: the run's config, its last epoch, its model's fingerprint.
+
+An SQLite file, or memory. Membership is not kept: it is rebuilt from the peers within a lease.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relayswarm.config import RunConfig, parse
+from relayswarm.errors import ConfigError
+
+_SETTINGS = """
+PRAGMA synchronous = FULL;
+PRAGMA locking_mode = EXCLUSIVE;
+BEGIN EXCLUSIVE;
+COMMIT;
+"""
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS run (
+  only INTEGER PRIMARY KEY CHECK (only = 1),
+  run_id TEXT NOT NULL,
+  config TEXT NOT NULL,
+  term TEXT NOT NULL,
+  number TEXT NOT NULL,
+  fingerprint TEXT NOT NULL
+) STRICT
+"""  # 64-bit unsigned values as text, for SQLite's integers are signed
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The epoch published last, and the fingerprint of the run's model (0: not known yet)."""
+
+    term: int
+    number: int
+    fingerprint: int
+
+
+class Store:
+    """The coordinator's memory. Any thread may call it; every write is on disk when it returns."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Open or create the file; None keeps everything in memory. Raises ConfigError."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._connection = self._connect()
+
+    def stored_config(self) -> RunConfig | None:
+        """The config of the run that this store holds; None if it is new. Raises ConfigError."""
+        rows = self._execute("SELECT config FROM run")
+        return parse(rows[0][0], source=f"run config in {self._path}") if rows else None
+
+    def open_run(self, config: RunConfig, first_term: int) -> Memory:
+        """Take up the run of this config, or begin it with `first_term`.
+
+        Raises ConfigError if the store holds another run, or this one under another config: peers
+        that are training by that config must not meet others that train by this one.
+        """
+        stored = self.stored_config()
+        if stored is None:
+            self._execute(
+                "INSERT INTO run VALUES (1, ?, ?, ?, '0', '0')",
+                (config.run_id, config.to_toml(), str(first_term)),
+            )
+            return Memory(first_term, 0, 0)
+        self._check_same(stored, config)
+        ((term, number, fingerprint),) = self._execute("SELECT term, number, fingerprint FROM run")
+        return Memory(int(term), int(number), int(fingerprint))
+
+    def save(self, memory: Memory) -> None:
+        """Put an epoch on disk; it may be published after this. Raises ConfigError."""
+        self._execute(
+            "UPDATE run SET term = ?, number = ?, fingerprint = ?",
+            (str(memory.term), str(memory.number), str(memory.fingerprint)),
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        """Open the file, and keep other coordinators out of it."""
+        try:
+            where = self._path if self._path is not None else ":memory:"
+            connection = sqlite3.connect(where, timeout=1.0, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        try:
+            connection.executescript(_SETTINGS + _SCHEMA)
+        except sqlite3.Error as error:
+            connection.close()
+            raise self._unusable(error) from error
+        return connection
+
+    def _check_same(self, stored: RunConfig, config: RunConfig) -> None:
+        if stored.run_id != config.run_id:
+            problem = f"holds the run {stored.run_id!r}, not {config.run_id!r}"
+            raise ConfigError("store", str(self._path), problem, "give another file for --store")
+        difference = _first_difference(stored.model_dump(), config.model_dump())
+        if difference:
+            field, was, now = difference
+            problem = f"run {config.run_id!r} was started with {field} = {was!r}, not {now!r}"
+            remedy = "leave --config out to go on with that, or choose another run_id and store"
+            raise ConfigError("store", str(self._path), problem, remedy)
+
+    def _execute(self, statement: str, values: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+        try:
+            with self._lock, self._connection:
+                return self._connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: sqlite3.Error) -> ConfigError:
+        problem = f"cannot be used as the coordinator's store ({error})"
+        remedy = "give a file in a folder that can be written, used by no other coordinator"
+        return ConfigError("store", str(self._path), problem, remedy)
+
+
+def _first_difference(
+    was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    for key in [*was, *(k for k in now if k not in was)]:
+        a, b = was.get(key), now.get(key)
+        if a == b:
+            continue
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            return _first_difference(a, b, f"{prefix}{key}.")
+        return f"{prefix}{key}", a, b
+    return None

@@ -1,0 +1,188 @@
+"""The layout of an epoch: graph, trees and mixing matrix over the members that are there.
+
+What belongs here: from the run config and a list of peer ids to everything that a peer's view says.
+Pure: the simulator plays the coordinator's part with it. Peers are called by their ids here; inside
+`graphs` and `trees` they are the numbers 0.. in visiting order, so the first is the best bridge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+from coordinator.gossip_weights import Weights, gossip_weights
+from coordinator.graph_files import LabelledGraph
+from coordinator.graphs import GRAPH_NAMES, Graph, GraphError, build_graph, candidate_graph
+from coordinator.members import natural_order
+from coordinator.topology import Topology, TreeKind, build_topology
+from relayswarm.config import RunConfig
+
+FILE = "file"
+"""The value of `topology.graph` that stands for the graph in `topology.file`."""
+
+METROPOLIS = "metropolis-hastings"
+_WEIGHTS = {None: METROPOLIS, "metropolis": METROPOLIS}  # config name -> name of the matrix
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An epoch's topology in terms of peer ids."""
+
+    members: tuple[str, ...]  # in visiting order
+    topology: Topology
+    weights: Weights
+    overlap: bool = False  # messages are used one step later: another learning-rate factor
+    notes: tuple[str, ...] = ()  # where the config could not be followed
+
+    @cached_property
+    def _number(self) -> Mapping[str, int]:
+        return {peer: i for i, peer in enumerate(self.members)}
+
+    @property
+    def root(self) -> str:
+        """Root of the (first) tree."""
+        return self.members[self.topology.root]
+
+    @property
+    def diameter(self) -> int:
+        """Longest path in a tree, in hops."""
+        return self.topology.diameter
+
+    @cached_property
+    def lr_factor(self) -> Fraction:
+        """Learning-rate factor of the trees (RelaySGD, appendix D.1)."""
+        return self.topology.trees[0].lr_factor(overlap=self.overlap)
+
+    @cached_property
+    def tree_edges(self) -> tuple[tuple[tuple[str, str], ...], ...]:
+        """For each tree its edges, the end visited first in front."""
+        return tuple(
+            tuple((self.members[u], self.members[v]) for u, v in tree.edges)
+            for tree in self.topology.trees
+        )
+
+    @cached_property
+    def graph_edges(self) -> tuple[tuple[str, str], ...]:
+        """The edges of the communication graph."""
+        return tuple((self.members[e.u], self.members[e.v]) for e in self.topology.graph.edges)
+
+    def trees(self, me: str) -> tuple[dict[str, int], ...]:
+        """For each tree: my neighbours in visiting order, and how many peers are behind each."""
+        mine = self._number[me]
+        return tuple(
+            {self.members[k]: count for k, count in tree.behind(mine).items()}
+            for tree in self.topology.trees
+        )
+
+    def neighbours(self, me: str) -> tuple[str, ...]:
+        """My neighbours in the communication graph, in visiting order."""
+        return tuple(self.members[k] for k in self.topology.graph.neighbours(self._number[me]))
+
+    def mixing(self, me: str) -> dict[str, Fraction]:
+        """My row of the mixing matrix, myself included, in visiting order."""
+        return {self.members[k]: w for k, w in self.weights[self._number[me]].items()}
+
+    def neighbourhoods(self) -> dict[str, tuple[frozenset[str], ...]]:
+        """For each peer those who would notice its absence: by tree, and in the graph."""
+        return {
+            peer: (
+                frozenset(k for tree in self.trees(peer) for k in tree),
+                frozenset(self.neighbours(peer)),
+            )
+            for peer in self.members
+        }
+
+    def digest(self, incarnations: Mapping[str, int]) -> int:
+        """64 bits that differ, for all practical purposes, if members, lives or trees differ."""
+        content = [[(peer, incarnations[peer]) for peer in self.members], self.tree_edges]
+        text = json.dumps(content, separators=(",", ":")).encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def lay_out(
+    config: RunConfig, peers: Sequence[str], file_graph: LabelledGraph | None = None
+) -> Layout:
+    """The layout of these peers by `config.topology` and `config.algorithm.weights`.
+
+    What cannot be had with so many peers (3-regular with 7, a file's graph that falls apart without
+    the missing) is replaced by the nearest thing that can, and the layout's notes say so.
+    `file_graph` is the content of `topology.file`, where the config names it.
+    """
+    members = tuple(sorted(peers, key=natural_order))
+    kind = TreeKind(config.topology.tree)
+    graph, notes = _graph(config, members, file_graph)
+    try:
+        topology = build_topology(graph, kind)
+    except GraphError as error:
+        notes.append(f"{error.problem}: the graph {kind.value} in its place")
+        topology = build_topology(build_graph(kind.value, len(members)), kind)
+    weights, more_notes = _weights(config, topology.graph)
+    overlap = bool(config.algorithm.overlap)
+    return Layout(members, topology, weights, overlap, (*notes, *more_notes))
+
+
+def _graph(
+    config: RunConfig, members: Sequence[str], file_graph: LabelledGraph | None
+) -> tuple[Graph, list[str]]:
+    wanted, n = config.topology, len(members)
+    if n == 1:
+        return build_graph("complete", 1), []  # a swarm of one
+    try:
+        if file_graph is not None:
+            return _on_file(file_graph.graph, members), []
+        return (
+            build_graph(
+                wanted.graph,
+                n,
+                seed=config.seed,
+                degree=wanted.degree,
+                probability=wanted.probability,
+            ),
+            [],
+        )
+    except GraphError as error:
+        note = f"no graph {wanted.graph!r} of these {n} peers ({error.problem}): candidate graph"
+        return candidate_graph(n, config.seed), [note]
+
+
+def _on_file(graph: Graph, members: Sequence[str]) -> Graph:
+    """The file's graph on these members. With all there, the k-th peer takes the k-th node; when
+    some are missing, a peer keeps the node of its own number."""
+    if len(members) == graph.n:
+        return graph
+    numbers = [_own_number(peer) for peer in members]
+    places = {k for k in numbers if k is not None and k < graph.n}
+    if len(places) < len(members):
+        problem = f"the file has {graph.n} nodes, and the peers' ids do not say which are theirs"
+        raise GraphError("topology.file", len(members), problem, "use the ids peer-0, peer-1, ...")
+    return graph.induced(places)
+
+
+def _own_number(peer_id: str) -> int | None:
+    digits = re.search(r"(\d+)$", peer_id)
+    return int(digits[1]) if digits else None
+
+
+def _weights(config: RunConfig, graph: Graph) -> tuple[Weights, list[str]]:
+    name = config.algorithm.weights
+    try:
+        return gossip_weights(graph, _WEIGHTS.get(name, name or METROPOLIS)), []
+    except GraphError as error:
+        note = f"no {name} weights on this graph ({error.problem}): {METROPOLIS}"
+        return gossip_weights(graph, METROPOLIS), [note]
+
+
+def check_names(config: RunConfig) -> None:
+    """Raise `GraphError` if `topology.graph` names no graph, or a file without saying which."""
+    wanted = config.topology
+    if wanted.graph == FILE:
+        if not wanted.file:
+            problem, remedy = "no file given", "set topology.file to an edge list or GraphML"
+            raise GraphError("topology.file", wanted.file, problem, remedy)
+    elif wanted.graph not in GRAPH_NAMES:
+        build_graph(wanted.graph, config.peers)  # says what is wrong, and the nearest name
