@@ -59,7 +59,8 @@ def perfect_link(sender: PeerId, to: PeerId, head: Head) -> Sequence[Delivery]: 
 class Body(Protocol):
     """What a simulated peer computes with."""
 
-    vectors: Vectors
+    @property
+    def vectors(self) -> Vectors: ...
 
     def train(self, effect: Train) -> Coef:
         """Take the local steps; returns the rate used."""

@@ -1,0 +1,111 @@
+"""What a peer tells Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from peer.algorithms.core import Averaged, Drop, Verdict, View
+from relayswarm.errors import ConfigError
+
+SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+class PeerMetrics:
+    """All of one peer's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.step = self._gauge("step", "The step being trained or averaged.")
+        self.steps = self._counter("steps", "Steps finished.")
+        self.step_seconds = Histogram(
+            "relayswarm_peer_step_seconds",
+            "Seconds of a step, by what they were spent on.",
+            ["phase"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.loss = self._gauge("training_loss", "Training loss of the last step.")
+        self.losses_not_finite = self._counter("losses_not_finite", "Steps whose loss was NaN.")
+        self.evaluation = self._gauge("evaluation", "Last evaluation's values.", ["metric"])
+        self.models_counted = self._gauge("models_counted", "Models in the last average.")
+        self.swarm_size = self._gauge("swarm_size", "Members of this peer's epoch.")
+        self.epoch_term = self._gauge("epoch_term", "Term of this peer's epoch of topology.")
+        self.epoch_number = self._gauge("epoch_number", "Number of this peer's epoch.")
+        self.consensus_distance = self._gauge(
+            "consensus_distance", "Distance from the mean of the models that came in."
+        )
+        self.sent = self._counter("messages_sent", "Messages sent and answered.")
+        self.received = self._counter("messages_received", "Messages received whole.")
+        self.expected = self._counter("messages_expected", "Messages that steps counted on.")
+        self.late = self._counter("messages_used_late", "Messages used after their step.")
+        self.missed = self._counter("messages_missed", "Messages that a step went without.")
+        self.refused = self._counter(
+            "messages_refused", "Messages refused on arrival, by verdict.", ["reason"]
+        )
+        self.dropped = self._counter("messages_dropped", "Messages left unused.", ["reason"])
+        self.bytes_sent = self._counter("sent_bytes", "Bytes of messages sent.")
+        self.bytes_received = self._counter("received_bytes", "Bytes of messages received.")
+        self.unreachable = self._counter("unreachable_neighbours", "Outages of a neighbour.")
+        self.checkpoint_seconds = Histogram(
+            "relayswarm_peer_checkpoint_seconds",
+            "Seconds to write a checkpoint.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.checkpoint_failures = self._counter("checkpoint_failures", "Checkpoints not written.")
+
+    def serve(self, host: str, port: int) -> str:
+        """Serve them over HTTP; returns the address. Raises ConfigError if the port is taken."""
+        try:
+            server, _ = start_http_server(port, host, registry=self.registry)
+        except OSError as error:
+            raise ConfigError(
+                "metrics address",
+                f"{host}:{port}",
+                f"cannot be listened on ({error.strerror})",
+                "choose a free port, or 0 to have one chosen",
+            ) from error
+        return f"{host}:{server.server_port}"
+
+    def averaged(self, effect: Averaged) -> None:
+        self.steps.inc()
+        self.step.set(effect.step + 1)
+        self.step_seconds.labels("wait").observe(effect.waited_s)
+        self.models_counted.set(float(effect.counted))
+        self.expected.inc(effect.expected)
+        self.missed.inc(effect.missed)
+        self.late.inc(effect.late)
+
+    def trained(self, loss: float, seconds: float) -> None:
+        self.step_seconds.labels("compute").observe(seconds)
+        self.loss.set(loss)
+        if loss != loss:
+            self.losses_not_finite.inc()
+
+    def viewed(self, view: View) -> None:
+        self.swarm_size.set(view.n)
+        self.epoch_term.set(view.epoch.term)
+        self.epoch_number.set(view.epoch.number)
+
+    def evaluated(self, values: Mapping[str, float]) -> None:
+        for metric, value in values.items():
+            self.evaluation.labels(metric).set(value)
+
+    def refuse(self, verdict: Verdict) -> None:
+        self.refused.labels(verdict.value.replace(" ", "_")).inc()
+
+    def drop(self, effect: Drop) -> None:
+        self.dropped.labels(effect.reason.value).inc()
+
+    def _gauge(self, name: str, text: str, labels: list[str] | None = None) -> Gauge:
+        return Gauge(f"relayswarm_peer_{name}", text, labels or [], registry=self.registry)
+
+    def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:
+        return Counter(f"relayswarm_peer_{name}", text, labels or [], registry=self.registry)
+
+
+def value(counter: Counter) -> int:
+    """A counter's present value, for the peer's own report."""
+    return int(next(iter(counter.collect())).samples[0].value)

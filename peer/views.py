@@ -1,0 +1,56 @@
+"""From a layout of the topology to the view that an algorithm gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from coordinator.views import Layout
+from peer.algorithms.core import Epoch, PeerId, View
+
+TERM, NUMBER = 1, 1  # of the only epoch of a simulated swarm
+
+
+def views_of(layout: Layout, *, correct_lr: bool) -> Iterable[View]:
+    """The views of all members, as a coordinator would publish them for a first epoch.
+
+    Mixing weights are doubles, as on the wire. `correct_lr` hands out the tree's learning-rate
+    factor.
+    """
+    members = dict.fromkeys(layout.members, 1)
+    epoch = Epoch(TERM, NUMBER, digest=layout.digest(members))
+    for me in layout.members:
+        yield View(
+            epoch=epoch,
+            effective_step=0,
+            me=me,
+            members=members,
+            trees=layout.trees(me),
+            neighbours=layout.neighbours(me),
+            mixing={peer: float(weight) for peer, weight in layout.mixing(me).items()},
+            lr_scale=layout.lr_factor if correct_lr else 1,
+            diameter=layout.diameter,
+        )
+
+
+def topology_event(layout: Layout) -> dict[str, Any]:
+    """What a coordinator would announce of that epoch."""
+    return {
+        "event": "topology",
+        "epoch": {"term": TERM, "number": NUMBER},
+        "root": layout.root,
+        "members": list(layout.members),
+        "edges": [list(edge) for tree in layout.tree_edges for edge in tree],
+        "trees": [[list(edge) for edge in tree] for tree in layout.tree_edges],
+        "graph_edges": [list(edge) for edge in layout.graph_edges],
+        "reason": "simulation",
+        "notes": list(layout.notes),
+        "effective_step": 0,
+        "diameter": layout.diameter,
+        "lr_factor": str(layout.lr_factor),
+    }
+
+
+def peer_ids(count: int) -> list[PeerId]:
+    """The ids that a run's first peers get."""
+    return [f"peer-{k}" for k in range(count)]
