@@ -5,9 +5,10 @@ decides when. It is the home of the rules that concern a peer as a whole:
 
     R4  A peer that has finished its local steps and holds a label > t labels its own message with
         the largest such label: it jumps ahead, and its relayed sums stay valid.
-    R7  At most three messages are under way per (neighbour, tree); a newer one cancels the oldest.
-        (Two peers that both live never have more: to send t+3 a peer needs the neighbour's t+2,
-        which needs its own t+1. Cancelling sooner would lose messages to a mere delay.)
+    R7  At most two messages are under way per (neighbour, tree); a newer one cancels the older.
+        (To send t+2 a peer needs the neighbour's t+1, for which the neighbour needed this peer's
+        t: the one that is cancelled has arrived, or is of no use. With a bound of one, a message
+        that is merely slow would be lost.)
     R8  A new epoch clears slots and last-used labels.
 
 A failure therefore costs at most three deadlines once, and never one a step. The rules that
@@ -52,7 +53,7 @@ from peer.algorithms.slots import Label, Slot, label_of
 Edge: TypeAlias = tuple[int, PeerId]
 """(tree, neighbour); the tree is 0 for methods without trees."""
 
-MOST_UNDER_WAY = 3  # R7
+MOST_UNDER_WAY = 2  # R7
 
 Inbox: TypeAlias = Mapping[Edge, Received | None]
 
