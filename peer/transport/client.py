@@ -1,0 +1,106 @@
+"""The outbox: where a peer posts its messages to neighbours.
+
+What belongs here: who sends to whom, and which messages the fault plan loses. How one neighbour is
+reached, and when to try again, is the business of its `Sender`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+
+from peer.algorithms.core import Head, PeerId
+from peer.faults import FaultPlan
+from peer.transport.contract import Contract
+from peer.transport.letter import Letter, Outgoing
+from peer.transport.sender import Reports, Sender
+
+
+class Outbox:
+    """Sends messages of `me` to neighbours, each through a thread of its own.
+
+    Every message that is posted is reported as sent exactly once, with a verdict or with None,
+    and its payload is closed before. A message lost on purpose may be reported from within
+    `send`. Counted bytes are those of messages, without what HTTP/2 and TCP add.
+    """
+
+    def __init__(
+        self, me: PeerId, contract: Contract, plan: FaultPlan | None, reports: Reports
+    ) -> None:
+        self._me = me
+        self._contract = contract
+        self._plan = plan
+        self._reports = reports
+        self._guard = threading.Lock()
+        self._addresses: dict[PeerId, str] = {}
+        self._senders: dict[PeerId, Sender] = {}
+        self._closed = False
+
+    def set_addresses(self, addresses: Mapping[PeerId, str]) -> None:
+        """Where peers are, HOST:PORT. Messages to those not in it any more are given up."""
+        with self._guard:
+            self._addresses = dict(addresses)
+            gone = [self._senders.pop(peer) for peer in self._senders.keys() - addresses.keys()]
+            stay = list(self._senders.items())
+        for sender in gone:
+            sender.stop()
+        for peer, sender in stay:
+            sender.move(addresses[peer])
+
+    def send(self, to: PeerId, head: Head, outgoing: Outgoing) -> None:
+        """Post a message; a third one in its slot (neighbour, kind, tree) drops the oldest.
+
+        A payload below 1 MiB is read here and now, a larger one while it streams.
+        """
+        lost = self._plan is not None and self._plan.drops(
+            head.step, head.round, head.tree, self._me, to
+        )
+        if not lost:
+            self._post(to, Letter(head, self._contract, outgoing))
+            return
+        outgoing.close()
+        if self._plan is not None and self._plan.announced:
+            self._post(to, Letter(head, self._contract, None))
+        else:
+            self._reports.sent(to, head, None)
+
+    def cancel(self, to: PeerId, head: Head) -> None:
+        """Stop sending that message, if it has not been answered yet."""
+        sender = self._senders.get(to)
+        if sender is not None:
+            sender.cancel(head)
+
+    def close(self, deadline_s: float) -> None:
+        """Wait at most so long for what is under way, give up the rest, end all threads.
+
+        Peers that do not answer are not waited for.
+        """
+        with self._guard:
+            self._closed = True
+            senders = list(self._senders.values())
+        for sender in senders:
+            sender.drain()
+        deadline = time.monotonic() + deadline_s
+        for sender in senders:
+            sender.wait_empty(deadline)
+            sender.stop()
+        for sender in senders:
+            sender.join()
+
+    def _post(self, to: PeerId, letter: Letter) -> None:
+        sender = self._sender(to)
+        if sender is not None:
+            sender.post(letter)
+        else:
+            letter.close()
+            self._reports.sent(to, letter.head, None)
+
+    def _sender(self, to: PeerId) -> Sender | None:
+        with self._guard:
+            sender = self._senders.get(to)
+            if sender is None and not self._closed:
+                sender = self._senders[to] = Sender(to, self._reports)
+                if to in self._addresses:
+                    sender.move(self._addresses[to])
+            return sender

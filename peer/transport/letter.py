@@ -1,0 +1,116 @@
+"""One message on its way out: its payload is read, encoded and framed while it is sent."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import zlib
+from collections.abc import Iterator
+from typing import Protocol
+
+import grpc
+from torch import Tensor
+
+from peer.algorithms.core import Head, Kind
+from peer.codec import encode
+from peer.transport.contract import Contract, Span
+from peer.transport.wire import CHUNK_BYTES, chunk_bytes, header, unary_bytes
+from relayswarm.peer.v1 import peer_pb2 as pb
+
+
+class Outgoing(Protocol):
+    """A payload: `sections` vectors of `elements` each, whose values are those of now."""
+
+    sections: int
+    elements: int
+
+    def read(self, section: int, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a section. May be called later, from another thread."""
+
+    def close(self) -> None:
+        """Nothing will be read any more."""
+
+
+class Letter:
+    """A message to one neighbour. One below 1 MiB is encoded at once and sent as a whole; a larger
+    one is read and encoded while it streams, so that no model-sized buffer is needed.
+
+    Without `outgoing` it is the announcement of a loss.
+    """
+
+    def __init__(self, head: Head, contract: Contract, outgoing: Outgoing | None) -> None:
+        self.head = head
+        self.attempt = 0
+        self.not_before = 0.0  # seconds, monotonic
+        self.cancelled = False
+        self.call: grpc.Future[pb.RelayResponse] | None = None
+        self._contract = contract
+        self._format = contract.sending_format
+        self._outgoing = outgoing
+        self._guard = threading.Lock()  # a stream that was cancelled may be reading still
+        self._sent_head = head if outgoing is not None else dataclasses.replace(head, lost=True)
+        self._spans = _spans(head, contract, outgoing)
+        self._bytes = sum(span.elements for span in self._spans) * self._format.itemsize
+        self._payload: bytes | None = None
+        if self._bytes < CHUNK_BYTES:
+            self._payload = b"".join(self._chunks())
+            self.close()
+
+    @property
+    def slot(self) -> tuple[Kind, int]:
+        """Messages of one slot are sent one after the other."""
+        return (self.head.kind, self.head.tree)
+
+    @property
+    def small(self) -> bool:
+        """Whether it goes in one request."""
+        return self._payload is not None
+
+    def close(self) -> None:
+        """Nothing will be read any more."""
+        with self._guard:
+            if self._outgoing is not None:
+                self._outgoing.close()
+            self._outgoing = None
+
+    def whole(self) -> bytes:
+        """A small message as one serialized RelayUnaryRequest."""
+        assert self._payload is not None
+        return unary_bytes(self._header(), zlib.crc32(self._payload), self._payload)
+
+    def requests(self) -> Iterator[bytes]:
+        """A large message as serialized RelayRequests. Ends early once closed."""
+        yield pb.RelayRequest(header=self._header()).SerializeToString()
+        offset = crc32 = 0
+        for chunk in self._chunks():
+            yield chunk_bytes(offset, chunk)
+            crc32 = zlib.crc32(chunk, crc32)
+            offset += len(chunk)
+        if offset == self._bytes:
+            yield pb.RelayRequest(trailer=pb.Trailer(crc32=crc32)).SerializeToString()
+
+    def _header(self) -> pb.MessageHeader:
+        return header(self._sent_head, self._contract, self._spans, self.attempt)
+
+    def _chunks(self) -> Iterator[memoryview]:
+        step = CHUNK_BYTES // self._format.itemsize
+        for section, span in enumerate(self._spans):
+            for start in range(0, span.elements, step):
+                chunk = self._read(section, start, min(start + step, span.elements))
+                if chunk is None:
+                    return
+                yield encode(chunk, self._format)
+
+    def _read(self, section: int, start: int, stop: int) -> Tensor | None:
+        with self._guard:
+            return None if self._outgoing is None else self._outgoing.read(section, start, stop)
+
+
+def _spans(head: Head, contract: Contract, outgoing: Outgoing | None) -> tuple[Span, ...]:
+    """Where the sections lie in the flat vector."""
+    if outgoing is None:
+        return ()
+    span = contract.span(head.kind, head.tree)
+    assert span is not None, f"{head}: the run has no such tree"
+    assert span.elements == outgoing.elements, f"{head}: {outgoing.elements} elements, not {span}"
+    return (span,) * outgoing.sections

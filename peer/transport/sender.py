@@ -1,0 +1,311 @@
+"""The thread that sends to one neighbour, and tries again where that helps.
+
+In each slot (kind, tree) messages go out one after the other, in order, and at most `BACKLOG` of
+them wait or are under way; one more and the oldest is given up (rule R7). Two, because a neighbour
+in a synchronous method can be a step behind: it still wants the last step's message, and one of
+two steps before is of no use to it any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+
+import grpc
+
+from peer.algorithms.core import Head, Kind, PeerId, Verdict
+from peer.transport.channel import open_channel
+from peer.transport.letter import Letter
+from peer.transport.wire import SERVICE, verdict_of
+from relayswarm.peer.v1 import peer_pb2 as pb
+
+BACKLOG = 2
+FIRST_BACKOFF_S = 0.05
+LONGEST_BACKOFF_S = 1.0
+LONGEST_RETRY_S = 0.2  # after BUSY and EPOCH_AHEAD
+UNARY_TIMEOUT_S = 20.0  # for a peer that is connected but hangs
+
+_UNREACHABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+_PASSING = _UNREACHABLE | {
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.INTERNAL,
+}
+
+_T = TypeVar("_T")
+
+log = logging.getLogger(__name__)
+
+
+class Reports(Protocol):
+    """Whom an `Outbox` reports to. Its threads call these, so each must return at once."""
+
+    def sent(self, to: PeerId, head: Head, verdict: Verdict | None) -> None:
+        """A message was answered; None: it was lost, cancelled, or given up. Once for each."""
+
+    def unreachable(self, peer: PeerId) -> None:
+        """A peer does not answer. Once for each outage; tries go on."""
+
+    def retried(self, peer: PeerId, reason: str) -> None:
+        """A message will be sent again; `reason` is a verdict or status from a short list."""
+
+    def bytes_out(self, count: int) -> None:
+        """So many bytes of messages went out, headers included."""
+
+
+class Link:
+    """A connection to an address, with the two calls by which messages go out."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = open_channel(address)
+        channel = self._channel
+        self.unary: grpc.UnaryUnaryMultiCallable[bytes, pb.RelayUnaryResponse] = (
+            channel.unary_unary(f"/{SERVICE}/RelayUnary", None, pb.RelayUnaryResponse.FromString)
+        )
+        self.stream: grpc.StreamUnaryMultiCallable[bytes, pb.RelayResponse] = channel.stream_unary(
+            f"/{SERVICE}/Relay", None, pb.RelayResponse.FromString
+        )
+
+    def close(self) -> None:
+        """Cut off what is under way."""
+        self._channel.close()
+
+
+class Sender:
+    """Sends to `peer`, to whatever address it was last said to have."""
+
+    def __init__(self, peer: PeerId, reports: Reports) -> None:
+        self._peer = peer
+        self._reports = reports
+        self._changed = threading.Condition()
+        self._slots: defaultdict[tuple[Kind, int], deque[Letter]] = defaultdict(deque)
+        self._under_way: Letter | None = None
+        self._link: Link | None = None
+        self._not_before = 0.0  # no attempt sooner, monotonic seconds
+        self._backoff_s = FIRST_BACKOFF_S
+        self._down = False
+        self._draining = False
+        self._closed = False
+        self._thread = threading.Thread(
+            target=self._run, name=f"relayswarm-send-{peer}", daemon=True
+        )
+        self._thread.start()
+
+    # --- called from outside ------------------------------------------------------------------
+
+    def post(self, letter: Letter) -> None:
+        """Send this as soon as possible."""
+        with self._changed:
+            given_up = [letter] if self._closed else self._enqueue(letter)
+            self._changed.notify_all()
+        self._report_unsent(given_up)
+
+    def cancel(self, head: Head) -> None:
+        """Stop sending that message, if it has not been answered yet."""
+        with self._changed:
+            found = [x for slot in self._slots.values() for x in slot if x.head == head]
+            given_up = [letter for letter in found if self._give_up(letter)]
+        self._report_unsent(given_up)
+
+    def move(self, address: str) -> None:
+        """From now on the peer is there; what is under way to another address is sent again."""
+        with self._changed:
+            if self._closed or (self._link is not None and self._link.address == address):
+                return
+            old, self._link = self._link, Link(address)
+            self._not_before, self._backoff_s = 0.0, FIRST_BACKOFF_S
+            self._changed.notify_all()
+        if old is not None:
+            old.close()
+
+    def drain(self) -> None:
+        """Take the end to be near: what cannot be delivered now is given up."""
+        with self._changed:
+            self._draining = True
+            given_up = self._give_up_all() if self._down else []
+            self._changed.notify_all()
+        self._report_unsent(given_up)
+
+    def wait_empty(self, deadline: float) -> bool:
+        """Wait until all is answered or given up, or `deadline` (monotonic seconds) has come."""
+        with self._changed:
+            return self._changed.wait_for(self._is_empty, max(deadline - time.monotonic(), 0))
+
+    def stop(self) -> None:
+        """Cut off what is under way, give up what waits, end the thread."""
+        with self._changed:
+            self._closed = True
+            given_up = self._give_up_all()
+            link, self._link = self._link, None
+            self._changed.notify_all()
+        self._report_unsent(given_up)
+        if link is not None:
+            link.close()
+
+    def join(self) -> None:
+        """Wait for the end of the thread, after `stop`."""
+        self._thread.join()
+
+    # --- the queue; all under self._changed ---------------------------------------------------
+
+    def _enqueue(self, letter: Letter) -> list[Letter]:
+        """Returns what is given up for it unsent."""
+        slot = self._slots[letter.slot]
+        slot.append(letter)
+        oldest = slot[0]
+        return [oldest] if len(slot) > BACKLOG and self._give_up(oldest) else []
+
+    def _give_up(self, letter: Letter) -> bool:
+        """Take a letter out; True if the caller is to report it, else the thread will."""
+        self._slots[letter.slot].remove(letter)
+        letter.cancelled = True
+        if letter.call is not None:
+            letter.call.cancel()
+        return letter is not self._under_way
+
+    def _give_up_all(self) -> list[Letter]:
+        letters = [letter for slot in self._slots.values() for letter in slot]
+        return [letter for letter in letters if self._give_up(letter)]
+
+    def _is_empty(self) -> bool:
+        return self._under_way is None and not any(self._slots.values())
+
+    def _first(self) -> Letter | None:
+        """The letter whose turn comes first."""
+        firsts = [slot[0] for slot in self._slots.values() if slot]
+        return min(firsts, key=lambda letter: letter.not_before, default=None)
+
+    def _report_unsent(self, letters: list[Letter]) -> None:
+        for letter in letters:
+            letter.close()
+            self._reports.sent(self._peer, letter.head, None)
+
+    # --- the thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (turn := self._next()) is not None:
+            letter, link = turn
+            try:
+                response = self._exchange(letter, link)
+            except grpc.RpcError as error:
+                self._failed(letter, error.code())
+            except (grpc.FutureCancelledError, _NoLinkError):
+                cut_off = link is not None
+                code = grpc.StatusCode.CANCELLED if cut_off else grpc.StatusCode.UNAVAILABLE
+                self._failed(letter, code)
+            else:
+                self._answered(letter, response)
+
+    def _next(self) -> tuple[Letter, Link | None] | None:
+        """Wait for the next letter that may be sent; None at the end."""
+        with self._changed:
+            while not self._closed:
+                letter = self._first()
+                if letter is None:
+                    self._changed.wait()
+                    continue
+                wait_s = max(letter.not_before, self._not_before) - time.monotonic()
+                if wait_s <= 0:
+                    self._under_way = letter
+                    return letter, self._link
+                self._changed.wait(wait_s)
+        return None
+
+    def _exchange(self, letter: Letter, link: Link | None) -> pb.RelayResponse:
+        if letter.small:
+            request = letter.whole()
+            response = _call(link, lambda link: link.unary(request, timeout=UNARY_TIMEOUT_S))
+            self._reports.bytes_out(len(request))
+            return response.response
+        call = _call(link, lambda link: link.stream.future(self._counted(letter)))
+        with self._changed:
+            letter.call = call
+            if letter.cancelled:
+                call.cancel()
+        return call.result()
+
+    def _counted(self, letter: Letter) -> Iterator[bytes]:
+        for request in letter.requests():
+            self._reports.bytes_out(len(request))
+            yield request
+
+    def _answered(self, letter: Letter, response: pb.RelayResponse) -> None:
+        self._reached()
+        verdict = verdict_of(response)
+        if verdict in (Verdict.EPOCH_AHEAD, Verdict.BUSY):
+            wait_s = response.retry_after_ms / 1000 * _growth(letter)
+            self._again(letter, min(wait_s, LONGEST_RETRY_S), verdict.name)
+        else:
+            self._finish(letter, verdict)
+
+    def _failed(self, letter: Letter, code: grpc.StatusCode) -> None:
+        if code in _UNREACHABLE:
+            self._missed()
+        elif code is not grpc.StatusCode.CANCELLED:
+            self._reached()
+        if code in _PASSING:
+            wait_s = FIRST_BACKOFF_S * _growth(letter)
+            self._again(letter, min(wait_s, LONGEST_BACKOFF_S), code.name)
+        else:
+            log.warning("%s refuses a message: %s", self._peer, code.name)
+            self._finish(letter, None)
+
+    def _reached(self) -> None:
+        with self._changed:
+            self._down, self._backoff_s = False, FIRST_BACKOFF_S
+
+    def _missed(self) -> None:
+        with self._changed:
+            news, self._down = not self._down, True
+            self._not_before = time.monotonic() + self._backoff_s
+            self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
+        if news:
+            self._reports.unreachable(self._peer)
+
+    def _again(self, letter: Letter, wait_s: float, reason: str) -> None:
+        """Put a letter back, unless it was cancelled meanwhile or there is no time left."""
+        with self._changed:
+            hopeless = self._draining and self._down
+            if not letter.cancelled and not hopeless:
+                letter.attempt += 1
+                letter.not_before = time.monotonic() + wait_s
+                self._under_way = letter.call = None
+        if letter.cancelled or hopeless:
+            self._finish(letter, None)
+        else:
+            self._reports.retried(self._peer, reason)
+
+    def _finish(self, letter: Letter, verdict: Verdict | None) -> None:
+        with self._changed:
+            if not letter.cancelled:
+                self._slots[letter.slot].remove(letter)
+                letter.cancelled = True  # no one else shall give it up now
+        letter.close()
+        self._reports.sent(self._peer, letter.head, verdict)
+        with self._changed:
+            self._under_way = None
+            self._changed.notify_all()
+
+
+class _NoLinkError(Exception):
+    """There is no address to send to, or the link was closed at that moment."""
+
+
+def _call(link: Link | None, invoke: Callable[[Link], _T]) -> _T:
+    if link is None:
+        raise _NoLinkError
+    try:
+        return invoke(link)
+    except ValueError as error:  # what grpc raises on a channel that was closed
+        raise _NoLinkError from error
+
+
+def _growth(letter: Letter) -> int:
+    """Doubles with each attempt; bounded, as attempts may go on for hours."""
+    return 1 << min(letter.attempt, 10)

@@ -1,0 +1,233 @@
+"""What the calls of PeerService do: every message gets a verdict, every reader a snapshot.
+
+A message that was admitted is reported exactly once, as received or as broken, whatever the
+sender or the connection does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import grpc
+
+from peer.algorithms.core import Head, Kind, PeerId, Verdict
+from peer.transport.assembly import Assembly
+from peer.transport.buffers import BufferPool
+from peer.transport.contract import Contract, Handler
+from peer.transport.snapshots import BusyError, SnapshotShelf
+from peer.transport.wire import (
+    SERVICE,
+    VERDICTS,
+    Chunk,
+    Envelope,
+    MalformedError,
+    check,
+    envelope,
+    epoch_message,
+    parse_request,
+    parse_unary,
+)
+from relayswarm.peer.v1 import peer_pb2 as pb
+
+RETRY_AFTER_MS = {Verdict.EPOCH_AHEAD: 10, Verdict.BUSY: 10}
+
+
+class PeerService:
+    """The calls of PeerService, on bytes: payloads are read in place."""
+
+    def __init__(self, handler: Handler, contract: Contract) -> None:
+        self._handler = handler
+        self._contract = contract
+        self._pool = BufferPool()
+        self._shelf = SnapshotShelf(handler.snapshot)
+
+    def rpc_handler(self) -> grpc.GenericRpcHandler:
+        """The methods by name, for `grpc.Server.add_generic_rpc_handlers`."""
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Relay": grpc.stream_unary_rpc_method_handler(
+                self.relay, response_serializer=pb.RelayResponse.SerializeToString
+            ),
+            "RelayUnary": grpc.unary_unary_rpc_method_handler(
+                self.relay_unary, response_serializer=pb.RelayUnaryResponse.SerializeToString
+            ),
+            "ReadModel": grpc.unary_stream_rpc_method_handler(
+                self.read_model, request_deserializer=pb.ReadModelRequest.FromString
+            ),
+            "GetState": grpc.unary_unary_rpc_method_handler(
+                self.get_state,
+                request_deserializer=pb.GetStateRequest.FromString,
+                response_serializer=pb.GetStateResponse.SerializeToString,
+            ),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    # --- messages ---------------------------------------------------------------------------
+
+    def relay(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> pb.RelayResponse:
+        """One message as a stream; answered as soon as the verdict is known."""
+        try:
+            return self._respond(self._take_stream(requests))
+        except MalformedError as error:
+            _refuse_malformed(context, error)
+
+    def relay_unary(self, request: bytes, context: grpc.ServicerContext) -> pb.RelayUnaryResponse:
+        """One message in a single request."""
+        try:
+            return pb.RelayUnaryResponse(response=self._respond(self._take_unary(request)))
+        except MalformedError as error:
+            _refuse_malformed(context, error)
+
+    def _take_unary(self, request: bytes) -> Verdict:
+        self._handler.bytes_in(len(request))
+        message, payload = parse_unary(request)
+        if not message.HasField("header"):
+            raise MalformedError("header: missing; send one with every message")
+        reception = self._begin(message.header)
+        if isinstance(reception, Verdict):
+            return reception
+        with reception:
+            if not message.HasField("trailer"):
+                raise MalformedError("trailer: missing; send one with every payload")
+            verdict = reception.assembly.add(0, payload)
+            if verdict is Verdict.ACCEPTED:
+                verdict = reception.assembly.finish(message.trailer.crc32)
+            return reception.end(verdict)
+
+    def _take_stream(self, requests: Iterator[bytes]) -> Verdict:
+        first = self._next(requests)
+        if not isinstance(first, pb.RelayRequest) or not first.HasField("header"):
+            raise MalformedError("header: missing; send it in the first request")
+        reception = self._begin(first.header)
+        if isinstance(reception, Verdict):
+            return reception
+        with reception:
+            return reception.end(self._take_payload(requests, reception.assembly))
+
+    def _take_payload(self, requests: Iterator[bytes], assembly: Assembly) -> Verdict:
+        while isinstance(part := self._next(requests), Chunk):
+            verdict = assembly.add(part.offset, part.data)
+            if verdict is not Verdict.ACCEPTED:
+                return verdict
+        if not part.HasField("trailer"):
+            raise MalformedError("header: comes a second time; send each message in its own stream")
+        return assembly.finish(part.trailer.crc32)
+
+    def _next(self, requests: Iterator[bytes]) -> Chunk | pb.RelayRequest:
+        request = next(requests, None)
+        if request is None:
+            raise MalformedError("the stream ended too early; end it with a trailer")
+        self._handler.bytes_in(len(request))
+        return parse_request(request)
+
+    def _begin(self, header: pb.MessageHeader) -> _Reception | Verdict:
+        """Decide on a header; memory is taken only for a message that is wanted and fits."""
+        message = envelope(header)
+        verdict = check(message, self._contract)
+        if verdict is Verdict.ACCEPTED:
+            verdict = self._handler.admit(message.head)
+        if verdict is not Verdict.ACCEPTED:
+            self._handler.refused(verdict, message.head)
+            return verdict
+        if message.head.lost:
+            self._handler.lost(message.head)
+            return verdict
+        return self._lease(message)
+
+    def _lease(self, message: Envelope) -> _Reception | Verdict:
+        assert message.format is not None  # check() has seen to that
+        elements = message.payload_bytes // message.format.itemsize
+        buffer = self._pool.lease(_edge(message.head), elements, self._contract.dtype)
+        if buffer is None:
+            self._handler.refused(Verdict.BUSY, message.head)
+            return Verdict.BUSY
+        assembly = Assembly(buffer, len(message.sections), message.format)
+        return _Reception(self._handler, message.head, assembly)
+
+    def _respond(self, verdict: Verdict) -> pb.RelayResponse:
+        state = self._handler.state()
+        return pb.RelayResponse(
+            verdict=VERDICTS[verdict],
+            epoch=epoch_message(state.epoch),
+            step=state.step,
+            retry_after_ms=RETRY_AFTER_MS.get(verdict, 0),
+        )
+
+    # --- state and model ----------------------------------------------------------------------
+
+    def get_state(
+        self,
+        request: pb.GetStateRequest,  # noqa: ARG002
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> pb.GetStateResponse:
+        """How this peer is doing."""
+        state = self._handler.state()
+        return pb.GetStateResponse(
+            run_id=self._contract.run_id,
+            peer_id=state.peer_id,
+            incarnation=state.incarnation,
+            epoch=epoch_message(state.epoch),
+            step=state.step,
+            loss=state.loss,
+            state=state.state,
+            models_counted=state.models_counted,
+        )
+
+    def read_model(
+        self, request: pb.ReadModelRequest, context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        """The model from an immutable snapshot."""
+        if request.run_id != self._contract.run_id:
+            context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"run_id = {request.run_id!r}: this peer trains run {self._contract.run_id!r}",
+            )
+        try:
+            with self._shelf.reading(request.snapshot_id) as kept:
+                yield from kept.responses(
+                    self._contract, self._handler.state().peer_id, request.offset
+                )
+        except KeyError:
+            context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"snapshot_id = {request.snapshot_id}: forgotten; ask for a new one with 0",
+            )
+        except BusyError:
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "too many are reading this peer's model; try again later, or another peer",
+            )
+
+
+class _Reception:
+    """Sees to it that a message once admitted is reported exactly once: received or broken."""
+
+    def __init__(self, handler: Handler, head: Head, assembly: Assembly) -> None:
+        self._handler = handler
+        self._head = head
+        self._reported = False
+        self.assembly = assembly
+
+    def __enter__(self) -> _Reception:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self._reported:  # cancelled, disconnected or malformed
+            self._handler.broken(self._head)
+
+    def end(self, verdict: Verdict) -> Verdict:
+        self._reported = True
+        if verdict is Verdict.ACCEPTED:
+            self._handler.received(self._head, self.assembly.vectors)
+        else:
+            self._handler.refused(verdict, self._head)
+            self._handler.broken(self._head)
+        return verdict
+
+
+def _edge(head: Head) -> tuple[PeerId, Kind, int]:
+    return (head.sender, head.kind, head.tree)
+
+
+def _refuse_malformed(context: grpc.ServicerContext, error: MalformedError) -> NoReturn:
+    context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

@@ -1,0 +1,109 @@
+"""Serves ReadModel: the live model as it was at one moment, in chunks, resumable.
+
+At most `KEPT` snapshots are held, each the size of the model; a new reader gets a new one, and the
+oldest that nobody reads is forgotten. While all are being read, the next reader has to come back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from peer.algorithms.core import PeerId
+from peer.codec import bytes_of, default_format
+from peer.transport.contract import Contract, Snapshot
+from peer.transport.wire import CHUNK_BYTES, FORMATS, chunk_bytes
+from relayswarm.peer.v1 import peer_pb2 as pb
+
+KEPT = 2
+READERS = 4  # more would take threads and bandwidth from training
+
+
+class BusyError(Exception):
+    """All that may be read at a time is being read."""
+
+
+@dataclass
+class KeptSnapshot:
+    """A snapshot under its id, with its bytes."""
+
+    id: int
+    snapshot: Snapshot
+    readers: int = field(default=0)
+
+    @cached_property
+    def payload(self) -> memoryview:
+        """The vector in its wire format."""
+        vector = self.snapshot.vector
+        return bytes_of(vector.to("cpu", default_format(vector.dtype).dtype).contiguous())
+
+    @cached_property
+    def crc32(self) -> int:
+        """Checksum of the whole payload."""
+        return zlib.crc32(self.payload)
+
+    def responses(self, contract: Contract, peer: PeerId, offset: int) -> Iterator[bytes]:
+        """Header, chunks from `offset` on, trailer; serialized."""
+        yield pb.ReadModelResponse(header=self._header(contract, peer)).SerializeToString()
+        for start in range(offset, len(self.payload), CHUNK_BYTES):
+            yield chunk_bytes(start, self.payload[start : start + CHUNK_BYTES])
+        trailer = pb.Trailer(crc32=self.crc32)
+        yield pb.ReadModelResponse(trailer=trailer).SerializeToString()
+
+    def _header(self, contract: Contract, peer: PeerId) -> pb.ModelHeader:
+        return pb.ModelHeader(
+            snapshot_id=self.id,
+            run_id=contract.run_id,
+            peer_id=peer,
+            step=self.snapshot.step,
+            codec=pb.Codec(format=FORMATS[default_format(self.snapshot.vector.dtype)]),
+            payload_bytes=len(self.payload),
+            model_fingerprint=contract.fingerprint,
+            tensors=[pb.TensorSpec(name=n, shape=s) for n, s in self.snapshot.tensors],
+        )
+
+
+class SnapshotShelf:
+    """Keeps the newest snapshots for readers that come back."""
+
+    def __init__(self, take: Callable[[], Snapshot]) -> None:
+        self._take = take
+        self._guard = threading.Lock()
+        self._ids = itertools.count(1)
+        self._kept: dict[int, KeptSnapshot] = {}
+
+    @contextmanager
+    def reading(self, snapshot_id: int) -> Iterator[KeptSnapshot]:
+        """The snapshot of that id, or a new one for id 0.
+
+        Raises KeyError if it is forgotten, BusyError if there are too many readers.
+        """
+        with self._guard:
+            if sum(kept.readers for kept in self._kept.values()) >= READERS:
+                raise BusyError
+            kept = self._kept[snapshot_id] if snapshot_id else self._new()
+            kept.readers += 1
+        try:
+            yield kept
+        finally:
+            with self._guard:
+                kept.readers -= 1
+
+    def _new(self) -> KeptSnapshot:
+        self._make_room()
+        kept = KeptSnapshot(next(self._ids), self._take())
+        self._kept[kept.id] = kept
+        return kept
+
+    def _make_room(self) -> None:
+        if len(self._kept) < KEPT:
+            return
+        idle = [id for id, kept in self._kept.items() if not kept.readers]
+        if not idle:
+            raise BusyError
+        del self._kept[idle[0]]
