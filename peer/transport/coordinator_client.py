@@ -1,0 +1,260 @@
+"""A peer's line to its coordinator: join, keep the lease, hear of new topologies, leave.
+
+What belongs here: what a peer does when the coordinator is slow, away, or has forgotten it. Once a
+peer is a member, a coordinator that goes away is no trouble: the peer trains on in the view that it
+has, and this line mends itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from math import nan
+
+import grpc
+
+from peer.algorithms.core import Epoch, PeerId
+from peer.transport.channel import open_channel
+from peer.transport.topology_watch import (
+    FIRST_RETRY_S,
+    LAST_RETRY_S,
+    OnView,
+    OnWaiting,
+    TopologyWatch,
+    words,
+)
+from peer.transport.wire import epoch_message
+from relayswarm import config as run_config
+from relayswarm.coordinator.v1 import coordinator_pb2 as pb
+from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
+from relayswarm.errors import JoinError
+
+log = logging.getLogger("relayswarm.peer")
+
+MIN_VERSION, MAX_VERSION = 1, 1
+"""Range of protocol versions that this peer speaks."""
+
+CALL_TIMEOUT_S = 5.0
+PROGRESS_EVERY_S = 5.0  # between log lines while the coordinator is away
+
+_AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+@dataclass(frozen=True, slots=True)
+class JoinInfo:
+    """What a peer says of itself. Without a fingerprint it asks for the run config only: its id
+    and shard are kept for it until it joins with one."""
+
+    incarnation: int
+    peer_id: PeerId = ""  # empty: the coordinator chooses
+    address: str = ""  # HOST:PORT at which others reach it
+    metrics_address: str = ""
+    fingerprint: int = 0
+    step: int = 0  # steps that its model has done
+    run_id: str = ""  # empty: whatever run the coordinator has
+    known_epoch: Epoch | None = None  # it trains in, if it joins again
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What the coordinator answers. `donors` are addresses of members that have a model to give,
+    the one to ask first in front; empty at the start of a run."""
+
+    protocol_version: int
+    run_id: str
+    peer_id: PeerId
+    run_config: str  # TOML
+    shard: int
+    lease_s: float
+    donors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """That a member is still there, and how it is doing."""
+
+    peer_id: PeerId
+    incarnation: int
+    epoch: Epoch = field(default_factory=Epoch)
+    step: int = 0
+    loss: float = nan
+    state: str = "training"
+    models_counted: int = 0
+    unreachable: frozenset[PeerId] = frozenset()
+
+
+class CoordinatorClient:
+    """The line to one coordinator. Thread-safe; `close` ends whatever waits in here."""
+
+    def __init__(self, address: str) -> None:
+        """Prepare to talk to HOST:PORT; nothing is connected yet."""
+        self.address = address
+        self._channel = open_channel(address)
+        self._stub = pb_grpc.CoordinatorServiceStub(self._channel)
+        self._closed = threading.Event()
+        self._guard = threading.Lock()
+        self._watch: TopologyWatch | None = None
+        self._run_id = ""
+        self._lease_s = 0.0
+        self._correct_lr = False
+        self._away = False
+
+    def join(self, info: JoinInfo, patience_s: float = 60.0) -> Joined:
+        """Join, or learn about the run. Waits up to `patience_s` for a coordinator to answer.
+
+        Raises JoinError with the coordinator's words if it refuses, or if none answers in time.
+        """
+        response = self._call_until(_join_request(info), time.monotonic() + patience_s, patience_s)
+        config = run_config.parse(response.run_config, source="run config of the coordinator")
+        self._run_id, self._lease_s = response.run_id, response.lease_ms / 1000
+        self._correct_lr = config.optimizer.relay_lr_correction
+        return Joined(
+            protocol_version=response.protocol_version,
+            run_id=response.run_id,
+            peer_id=response.peer_id,
+            run_config=response.run_config,
+            shard=response.shard,
+            lease_s=self._lease_s,
+            donors=tuple(response.donors),
+        )
+
+    def renew(self, renewal: Renewal) -> float | None:
+        """Renew the lease: its length in seconds, or None if it has run out and the peer has to
+        join again. A coordinator that is away changes nothing: the length is as it was."""
+        try:
+            answer = self._stub.RenewLease(self._renew_request(renewal), timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            self._note_away(error)
+            return self._lease_s
+        if self._away:
+            log.info("the coordinator at %s is back", self.address)
+            self._away = False
+        self._lease_s = answer.lease_ms / 1000
+        return self._lease_s
+
+    def watch(
+        self, peer_id: PeerId, incarnation: int, *, on_view: OnView, on_waiting: OnWaiting
+    ) -> None:
+        """Have new views, and before the first how many peers are here and needed, handed to the
+        callbacks, in a thread of their own; never the same view twice, never one that is older.
+
+        Call again after joining again: the new watch takes the place of the old.
+        """
+        request = pb.WatchTopologyRequest(
+            run_id=self._run_id, peer_id=peer_id, incarnation=incarnation
+        )
+        seen = self._end_watch()
+        watch = TopologyWatch(
+            lambda: self._stub.WatchTopology(request),
+            peer_id,
+            seen=seen,
+            correct_lr=self._correct_lr,
+            on_view=on_view,
+            on_waiting=on_waiting,
+        )
+        with self._guard:
+            self._watch = watch
+        watch.start()
+
+    def leave(self, peer_id: PeerId, incarnation: int, *, finished: bool = False) -> bool:
+        """Say goodbye; `finished` if all steps are done. False if no coordinator heard it: then
+        the lease runs out."""
+        self._end_watch()
+        request = pb.LeaveRequest(
+            run_id=self._run_id, peer_id=peer_id, incarnation=incarnation, finished=finished
+        )
+        try:
+            self._stub.Leave(request, timeout=CALL_TIMEOUT_S / 2, wait_for_ready=True)
+        except grpc.RpcError as error:
+            log.warning("the coordinator did not hear our goodbye (%s)", words(error))
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the watch, and whoever waits for an answer."""
+        self._closed.set()
+        self._end_watch()
+        self._channel.close()
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _call_until(
+        self, request: pb.JoinRequest, deadline: float, patience_s: float
+    ) -> pb.JoinResponse:
+        pause_s, next_line = FIRST_RETRY_S, time.monotonic()
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                return self._stub.Join(request, timeout=max(0.1, min(CALL_TIMEOUT_S, left_s)))
+            except grpc.RpcError as error:
+                if error.code() not in _AWAY:
+                    raise self._refusal(error) from error
+                if left_s <= 0:
+                    raise self._no_answer(patience_s, error) from error
+            if time.monotonic() >= next_line:
+                log.info("waiting for the coordinator at %s, %.0f s more", self.address, left_s)
+                next_line += PROGRESS_EVERY_S
+            if self._closed.wait(min(pause_s, max(0.0, left_s))):
+                raise JoinError("stopped while waiting for the coordinator")
+            pause_s = min(2 * pause_s, LAST_RETRY_S)
+
+    def _refusal(self, error: grpc.RpcError) -> JoinError:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return JoinError(
+                f"--coordinator = {self.address!r}: what answers there is no relayswarm "
+                "coordinator; check the address"
+            )
+        return JoinError(f"the coordinator at {self.address} refused: {words(error)}")
+
+    def _no_answer(self, patience_s: float, error: grpc.RpcError) -> JoinError:
+        return JoinError(
+            f"--coordinator = {self.address!r}: no coordinator answered within {patience_s:g} s "
+            f"({words(error)}); check the address, and that it is running"
+        )
+
+    def _renew_request(self, renewal: Renewal) -> pb.RenewLeaseRequest:
+        return pb.RenewLeaseRequest(
+            run_id=self._run_id,
+            peer_id=renewal.peer_id,
+            incarnation=renewal.incarnation,
+            epoch=epoch_message(renewal.epoch),
+            step=renewal.step,
+            loss=renewal.loss,
+            state=renewal.state,
+            models_counted=renewal.models_counted,
+            unreachable=sorted(renewal.unreachable),
+        )
+
+    def _note_away(self, error: grpc.RpcError) -> None:
+        if not self._away and not self._closed.is_set():
+            log.warning(
+                "the coordinator at %s is away (%s): going on without it",
+                self.address,
+                words(error),
+            )
+        self._away = True
+
+    def _end_watch(self) -> Epoch:
+        """The epoch that the watch had seen last."""
+        with self._guard:
+            watch, self._watch = self._watch, None
+        return watch.end() if watch else Epoch()
+
+
+def _join_request(info: JoinInfo) -> pb.JoinRequest:
+    return pb.JoinRequest(
+        min_protocol_version=MIN_VERSION,
+        max_protocol_version=MAX_VERSION,
+        run_id=info.run_id,
+        peer_id=info.peer_id,
+        advertised_address=info.address,
+        metrics_address=info.metrics_address,
+        model_fingerprint=info.fingerprint,
+        step=info.step,
+        incarnation=info.incarnation,
+        epoch=epoch_message(info.known_epoch) if info.known_epoch else None,
+    )

@@ -1,0 +1,137 @@
+"""A peer's subscription to views of the topology.
+
+What belongs here: from the coordinator's stream to callbacks, through breaks of the stream. A view
+is handed out once, and never one that is older than the last.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Protocol, TypeAlias
+
+import grpc
+
+from peer.algorithms.core import Epoch, PeerId, View
+from relayswarm.coordinator.v1 import coordinator_pb2 as pb
+
+log = logging.getLogger("relayswarm.peer")
+
+FIRST_RETRY_S, LAST_RETRY_S = 0.1, 1.0  # pauses between tries double from one to the other
+
+OnView: TypeAlias = Callable[[View, dict[PeerId, str]], None]
+"""Called with a view, and the address of each of its members."""
+OnWaiting: TypeAlias = Callable[[int, int], None]
+"""Called with how many peers are present, and needed."""
+
+
+class Stream(Protocol):
+    """What gRPC gives for a call that is answered by a stream."""
+
+    def __iter__(self) -> Iterator[pb.WatchTopologyResponse]: ...
+    def cancel(self) -> bool: ...
+
+
+class TopologyWatch:
+    """One subscription to views, which outlives its streams."""
+
+    def __init__(
+        self,
+        open_stream: Callable[[], Stream],
+        me: PeerId,
+        *,
+        seen: Epoch,
+        correct_lr: bool,
+        on_view: OnView,
+        on_waiting: OnWaiting,
+    ) -> None:
+        """Hand views after the epoch `seen` to the callbacks. `open_stream` asks the coordinator;
+        `correct_lr` hands out the trees' learning-rate factor."""
+        self._open_stream, self._me = open_stream, me
+        self._seen, self._correct_lr = seen, correct_lr
+        self._on_view, self._on_waiting = on_view, on_waiting
+        self._ended = threading.Event()
+        self._guard = threading.Lock()
+        self._stream: Stream | None = None
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def end(self) -> Epoch:
+        """No callback begins after this. Returns the epoch seen last."""
+        self._ended.set()
+        with self._guard:
+            if self._stream:
+                self._stream.cancel()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        return self._seen
+
+    def _run(self) -> None:
+        pause_s = FIRST_RETRY_S
+        while not self._ended.is_set():
+            try:
+                for response in self._open():
+                    pause_s = FIRST_RETRY_S
+                    self._take(response)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.ABORTED:
+                    return  # a later watch of ours has taken over
+                log.debug("watching the topology: %s", words(error))
+            self._ended.wait(pause_s)
+            pause_s = min(2 * pause_s, LAST_RETRY_S)
+
+    def _open(self) -> Stream:
+        stream = self._open_stream()
+        with self._guard:
+            self._stream = stream
+        if self._ended.is_set():
+            stream.cancel()
+        return stream
+
+    def _take(self, response: pb.WatchTopologyResponse) -> None:
+        if self._ended.is_set():
+            return
+        if response.HasField("waiting"):
+            self._on_waiting(response.waiting.present, response.waiting.needed)
+        if not response.HasField("view"):
+            return
+        view = to_view(response.view, self._me, correct_lr=self._correct_lr)
+        if view.epoch.age <= self._seen.age:
+            return  # told again after the stream was mended
+        self._seen = view.epoch
+        log.info(
+            "epoch %d.%d from step %d: %s",
+            *view.epoch.age,
+            view.effective_step,
+            response.view.reason,
+        )
+        self._on_view(view, {member.peer_id: member.address for member in response.view.members})
+
+
+def to_view(message: pb.View, me: PeerId, *, correct_lr: bool = False) -> View:
+    """A view from the wire, as algorithms know it; everything in visiting order.
+
+    With `correct_lr` its `lr_scale` is the trees' exact learning-rate factor, else 1.
+    """
+    epoch = message.epoch
+    return View(
+        epoch=Epoch(epoch.term, epoch.number, epoch.digest),
+        effective_step=message.effective_step,
+        me=me,
+        members={member.peer_id: member.incarnation for member in message.members},
+        trees=tuple({k.peer_id: k.behind for k in tree.neighbours} for tree in message.trees),
+        neighbours=tuple(message.neighbours),
+        mixing={entry.peer_id: entry.weight for entry in message.mixing},
+        lr_scale=Fraction(message.lr_factor) if correct_lr else 1,
+        diameter=message.diameter,
+    )
+
+
+def words(error: grpc.RpcError) -> str:
+    """The coordinator's words, or gRPC's."""
+    return error.details() or error.code().name.lower()
