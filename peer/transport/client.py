@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 from peer.algorithms.core import Head, PeerId
 from peer.faults import FaultPlan
-from peer.transport.contract import Contract
-from peer.transport.letter import Letter, Outgoing
-from peer.transport.sender import Reports, Sender
+from peer.transport.contract import Contract, Outgoing, Reports
+from peer.transport.letter import Letter
+from peer.transport.sender import Sender
 
 
 class Outbox:

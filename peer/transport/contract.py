@@ -119,3 +119,32 @@ class Handler(Protocol):
 
     def state(self) -> PeerState:
         """How this peer is doing."""
+
+
+class Outgoing(Protocol):
+    """A payload: `sections` vectors of `elements` each, whose values are those of now."""
+
+    sections: int
+    elements: int
+
+    def read(self, section: int, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a section. May be called later, from another thread."""
+
+    def close(self) -> None:
+        """Nothing will be read any more."""
+
+
+class Reports(Protocol):
+    """Whom an `Outbox` reports to. Its threads call these, so each must return at once."""
+
+    def sent(self, to: PeerId, head: Head, verdict: Verdict | None) -> None:
+        """A message was answered; None: it was lost, cancelled, or given up. Once for each."""
+
+    def unreachable(self, peer: PeerId) -> None:
+        """A peer does not answer. Once for each outage; tries go on."""
+
+    def retried(self, peer: PeerId, reason: str) -> None:
+        """A message will be sent again; `reason` is a verdict or status from a short list."""
+
+    def bytes_out(self, count: int) -> None:
+        """So many bytes of messages went out, headers included."""

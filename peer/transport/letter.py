@@ -6,29 +6,15 @@ import dataclasses
 import threading
 import zlib
 from collections.abc import Iterator
-from typing import Protocol
 
 import grpc
 from torch import Tensor
 
 from peer.algorithms.core import Head, Kind
 from peer.codec import encode
-from peer.transport.contract import Contract, Span
+from peer.transport.contract import Contract, Outgoing, Span
 from peer.transport.wire import CHUNK_BYTES, chunk_bytes, header, unary_bytes
 from relayswarm.peer.v1 import peer_pb2 as pb
-
-
-class Outgoing(Protocol):
-    """A payload: `sections` vectors of `elements` each, whose values are those of now."""
-
-    sections: int
-    elements: int
-
-    def read(self, section: int, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of a section. May be called later, from another thread."""
-
-    def close(self) -> None:
-        """Nothing will be read any more."""
 
 
 class Letter:

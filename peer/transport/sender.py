@@ -12,15 +12,15 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Iterator
 
 import grpc
 
 from peer.algorithms.core import Head, Kind, PeerId, Verdict
-from peer.transport.channel import open_channel
+from peer.transport.contract import Reports
 from peer.transport.letter import Letter
-from peer.transport.wire import SERVICE, verdict_of
+from peer.transport.link import Link, NoLinkError, call_on
+from peer.transport.wire import verdict_of
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 BACKLOG = 2
@@ -37,44 +37,7 @@ _PASSING = _UNREACHABLE | {
     grpc.StatusCode.INTERNAL,
 }
 
-_T = TypeVar("_T")
-
 log = logging.getLogger(__name__)
-
-
-class Reports(Protocol):
-    """Whom an `Outbox` reports to. Its threads call these, so each must return at once."""
-
-    def sent(self, to: PeerId, head: Head, verdict: Verdict | None) -> None:
-        """A message was answered; None: it was lost, cancelled, or given up. Once for each."""
-
-    def unreachable(self, peer: PeerId) -> None:
-        """A peer does not answer. Once for each outage; tries go on."""
-
-    def retried(self, peer: PeerId, reason: str) -> None:
-        """A message will be sent again; `reason` is a verdict or status from a short list."""
-
-    def bytes_out(self, count: int) -> None:
-        """So many bytes of messages went out, headers included."""
-
-
-class Link:
-    """A connection to an address, with the two calls by which messages go out."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._channel = open_channel(address)
-        channel = self._channel
-        self.unary: grpc.UnaryUnaryMultiCallable[bytes, pb.RelayUnaryResponse] = (
-            channel.unary_unary(f"/{SERVICE}/RelayUnary", None, pb.RelayUnaryResponse.FromString)
-        )
-        self.stream: grpc.StreamUnaryMultiCallable[bytes, pb.RelayResponse] = channel.stream_unary(
-            f"/{SERVICE}/Relay", None, pb.RelayResponse.FromString
-        )
-
-    def close(self) -> None:
-        """Cut off what is under way."""
-        self._channel.close()
 
 
 class Sender:
@@ -195,7 +158,7 @@ class Sender:
                 response = self._exchange(letter, link)
             except grpc.RpcError as error:
                 self._failed(letter, error.code())
-            except (grpc.FutureCancelledError, _NoLinkError):
+            except (grpc.FutureCancelledError, NoLinkError):
                 cut_off = link is not None
                 code = grpc.StatusCode.CANCELLED if cut_off else grpc.StatusCode.UNAVAILABLE
                 self._failed(letter, code)
@@ -220,10 +183,10 @@ class Sender:
     def _exchange(self, letter: Letter, link: Link | None) -> pb.RelayResponse:
         if letter.small:
             request = letter.whole()
-            response = _call(link, lambda link: link.unary(request, timeout=UNARY_TIMEOUT_S))
+            response = call_on(link, lambda link: link.unary(request, timeout=UNARY_TIMEOUT_S))
             self._reports.bytes_out(len(request))
             return response.response
-        call = _call(link, lambda link: link.stream.future(self._counted(letter)))
+        call = call_on(link, lambda link: link.stream.future(self._counted(letter)))
         with self._changed:
             letter.call = call
             if letter.cancelled:
@@ -291,19 +254,6 @@ class Sender:
         with self._changed:
             self._under_way = None
             self._changed.notify_all()
-
-
-class _NoLinkError(Exception):
-    """There is no address to send to, or the link was closed at that moment."""
-
-
-def _call(link: Link | None, invoke: Callable[[Link], _T]) -> _T:
-    if link is None:
-        raise _NoLinkError
-    try:
-        return invoke(link)
-    except ValueError as error:  # what grpc raises on a channel that was closed
-        raise _NoLinkError from error
 
 
 def _growth(letter: Letter) -> int:

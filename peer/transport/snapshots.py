@@ -6,7 +6,7 @@ oldest that nobody reads is forgotten. While all are being read, the next reader
 
 from __future__ import annotations
 
-import itertools
+import secrets
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -74,7 +74,6 @@ class SnapshotShelf:
     def __init__(self, take: Callable[[], Snapshot]) -> None:
         self._take = take
         self._guard = threading.Lock()
-        self._ids = itertools.count(1)
         self._kept: dict[int, KeptSnapshot] = {}
 
     @contextmanager
@@ -96,7 +95,7 @@ class SnapshotShelf:
 
     def _new(self) -> KeptSnapshot:
         self._make_room()
-        kept = KeptSnapshot(next(self._ids), self._take())
+        kept = KeptSnapshot(_new_id(), self._take())
         self._kept[kept.id] = kept
         return kept
 
@@ -107,3 +106,8 @@ class SnapshotShelf:
         if not idle:
             raise BusyError
         del self._kept[idle[0]]
+
+
+def _new_id() -> int:
+    """Not counted but drawn: a restarted peer must not take another's place."""
+    return secrets.randbits(63) | 1

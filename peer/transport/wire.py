@@ -41,7 +41,7 @@ FORMATS: dict[Format, pb.Format.ValueType] = {
 }
 _KIND_OF: dict[int, Kind] = {number: kind for kind, number in KINDS.items()}
 _VERDICT_OF: dict[int, Verdict] = {number: verdict for verdict, number in VERDICTS.items()}
-_FORMAT_OF: dict[int, Format] = {number: fmt for fmt, number in FORMATS.items()}
+FORMAT_OF: dict[int, Format] = {number: fmt for fmt, number in FORMATS.items()}
 
 _OFFSET_TAG = b"\x09"  # field 1, fixed64
 _DATA_TAG = b"\x82\x01"  # field 16, length-delimited
@@ -131,7 +131,7 @@ def envelope(message: pb.MessageHeader) -> Envelope:
         version=message.protocol_version,
         run_id=message.run_id,
         fingerprint=message.model_fingerprint,
-        format=_FORMAT_OF.get(message.codec.format),
+        format=FORMAT_OF.get(message.codec.format),
         sections=tuple(
             Span(section.first_element, section.first_element + section.elements)
             for section in message.sections

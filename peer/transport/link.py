@@ -1,0 +1,47 @@
+"""A connection to a peer's address, with the two calls by which messages go out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import grpc
+
+from peer.transport.channel import open_channel
+from peer.transport.wire import SERVICE
+from relayswarm.peer.v1 import peer_pb2 as pb
+
+_T = TypeVar("_T")
+
+
+class Link:
+    """Requests are serialized already; `close` may come at any time, from any thread."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = open_channel(address)
+        channel = self._channel
+        self.unary: grpc.UnaryUnaryMultiCallable[bytes, pb.RelayUnaryResponse] = (
+            channel.unary_unary(f"/{SERVICE}/RelayUnary", None, pb.RelayUnaryResponse.FromString)
+        )
+        self.stream: grpc.StreamUnaryMultiCallable[bytes, pb.RelayResponse] = channel.stream_unary(
+            f"/{SERVICE}/Relay", None, pb.RelayResponse.FromString
+        )
+
+    def close(self) -> None:
+        """Cut off what is under way."""
+        self._channel.close()
+
+
+class NoLinkError(Exception):
+    """There is no address to send to, or the link was closed at that moment."""
+
+
+def call_on(link: Link | None, invoke: Callable[[Link], _T]) -> _T:
+    """Begin a call. Raises NoLinkError."""
+    if link is None:
+        raise NoLinkError
+    try:
+        return invoke(link)
+    except ValueError as error:  # what grpc raises on a channel that was closed
+        raise NoLinkError from error

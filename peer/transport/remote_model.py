@@ -1,0 +1,144 @@
+"""A model that came from another peer, the pieces it is put together from, and its file."""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from peer.codec import Format
+from peer.transport.wire import FORMAT_OF, Chunk, MalformedError, parse_response
+from relayswarm.errors import ConfigError
+from relayswarm.peer.v1 import peer_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """A peer's model as it was after `step` steps; `vector` has shape (d,)."""
+
+    run_id: str
+    peer_id: str
+    step: int
+    fingerprint: int
+    vector: Tensor
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]  # names and shapes, in the vector's order
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors by name; they share the vector's memory."""
+        tensors, start = {}, 0
+        for name, shape in self.tensors:
+            stop = start + math.prod(shape)
+            tensors[name] = self.vector[start:stop].view(shape)
+            start = stop
+        return tensors
+
+
+def save_model(model: RemoteModel, path: Path) -> None:
+    """Write a safetensors file with step, run id and peer id as metadata; whole or not at all.
+
+    Raises ConfigError if it cannot be written.
+    """
+    metadata = {
+        "format": "pt",
+        "step": str(model.step),
+        "run_id": model.run_id,
+        "peer_id": model.peer_id,
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file(model.state_dict(), temporary, metadata)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        problem = f"cannot be written ({error})"
+        remedy = "name a file in a folder that exists"
+        raise ConfigError("--output", str(path), problem, remedy) from error
+
+
+class DamagedError(Exception):
+    """What came is not what the peer's snapshot holds; worth another try from the start."""
+
+
+class Download:
+    """What has come of one snapshot. Memory grows with what came, not with what was announced."""
+
+    def __init__(self) -> None:
+        self._header: pb.ModelHeader | None = None
+        self._payload = bytearray()
+        self._crc32 = 0
+        self.complete = False
+
+    @property
+    def offset(self) -> int:
+        """The first byte that has not come."""
+        return len(self._payload)
+
+    @property
+    def snapshot_id(self) -> int:
+        """Which snapshot to go on with; 0 for a new one."""
+        return 0 if self._header is None else self._header.snapshot_id
+
+    def take(self, response: bytes) -> None:
+        """One serialized response. Raises MalformedError, or DamagedError if it does not fit."""
+        part = parse_response(response)
+        if isinstance(part, Chunk):
+            self._append(part)
+        elif part.HasField("header"):
+            self._begin(part.header)
+        else:
+            self._end(part.trailer)
+
+    def model(self) -> RemoteModel:
+        """The model, once complete."""
+        assert self._header is not None
+        fmt = FORMAT_OF[self._header.codec.format]
+        vector = torch.empty(0, dtype=fmt.dtype)
+        if self._payload:
+            vector = torch.frombuffer(self._payload, dtype=fmt.dtype)
+        return RemoteModel(
+            run_id=self._header.run_id,
+            peer_id=self._header.peer_id,
+            step=self._header.step,
+            fingerprint=self._header.model_fingerprint,
+            vector=vector,
+            tensors=tuple((spec.name, tuple(spec.shape)) for spec in self._header.tensors),
+        )
+
+    def _begin(self, header: pb.ModelHeader) -> None:
+        if self._header is not None and header != self._header:
+            raise DamagedError("another snapshot has the same id")
+        _check(header)
+        self._header = header
+
+    def _append(self, chunk: Chunk) -> None:
+        if self._header is None or chunk.offset != self.offset:
+            raise MalformedError(f"offset = {chunk.offset}: expected {self.offset}")
+        if self.offset + len(chunk.data) > self._header.payload_bytes:
+            raise MalformedError("more bytes than announced")
+        self._payload += chunk.data
+        self._crc32 = zlib.crc32(chunk.data, self._crc32)
+
+    def _end(self, trailer: pb.Trailer) -> None:
+        if self._header is None or self.offset != self._header.payload_bytes:
+            raise MalformedError("fewer bytes than announced")
+        if trailer.crc32 != self._crc32:
+            raise DamagedError("the checksum is wrong")
+        self.complete = True
+
+
+def _check(header: pb.ModelHeader) -> None:
+    fmt: Format | None = FORMAT_OF.get(header.codec.format)
+    if fmt is None:
+        raise MalformedError(f"codec.format = {header.codec.format}: unknown")
+    elements = sum(math.prod(spec.shape) for spec in header.tensors)
+    if elements * fmt.itemsize != header.payload_bytes:
+        raise MalformedError("the tensors' shapes do not add up to the payload's length")
+    if len({spec.name for spec in header.tensors}) != len(header.tensors):
+        raise MalformedError("two tensors have the same name")
