@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.random.mtrand import get_bit_generator, set_bit_generator
 from torch import Tensor
-
-_KEY_WORDS = 624  # state words of the Mersenne Twister, which numpy and python both use
 
 
 def derive_seed(*parts: object) -> int:
@@ -28,13 +28,16 @@ def derive_seed(*parts: object) -> int:
 class _Snapshot(NamedTuple):
     torch_cpu: Tensor
     torch_cuda: Tensor | None
-    numpy: dict[str, Any]
+    numpy: Any  # the bit generator itself: reading its state out takes longer than a small step
     python: tuple[Any, ...]
 
 
 class RandomState:
     """The state of torch's (CPU and, for a CUDA device, that device's), numpy's and python's
-    global generators, started from `seed`."""
+    global generators, started from `seed`.
+
+    numpy's draws normals in pairs; the second of a pair does not outlive a swap.
+    """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
@@ -45,7 +48,7 @@ class RandomState:
         self._own = _Snapshot(
             torch.Generator().manual_seed(seed).get_state(),
             cuda,
-            dict(np.random.RandomState(seed % 2**32).get_state(legacy=False)),
+            np.random.MT19937(seed),
             random.Random(seed).getstate(),
         )
 
@@ -68,53 +71,42 @@ class RandomState:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """As tensors by name and JSON values, for a checkpoint."""
-        _, key_and_pos, gauss_next = self._own.python
-        mt = self._own.numpy["state"]
+        _, words, gauss_next = self._own.python
+        twister = self._own.numpy.state["state"]
         tensors = {
             "torch": self._own.torch_cpu.clone(),
-            "numpy": torch.tensor(mt["key"].astype(np.int64)),
-            "python": torch.tensor(key_and_pos, dtype=torch.int64),
+            "numpy": torch.tensor(twister["key"].astype(np.int64)),
+            "python": torch.tensor(words, dtype=torch.int64),
         }
         if self._own.torch_cuda is not None:
             tensors["cuda"] = self._own.torch_cuda.clone()
-        values = {
-            "numpy_pos": int(mt["pos"]),
-            "numpy_has_gauss": int(self._own.numpy["has_gauss"]),
-            "numpy_gauss": float(self._own.numpy["gauss"]),
-            "python_gauss": gauss_next,
-        }
-        return tensors, values
+        return tensors, {"numpy_pos": int(twister["pos"]), "python_gauss": gauss_next}
 
-    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take over what `state` returned. A CUDA state is ignored on another device."""
-        key = tensors["numpy"].numpy().astype(np.uint32)
-        python = tuple(tensors["python"].tolist())
-        assert len(key) == _KEY_WORDS
         cuda = self._own.torch_cuda
         if cuda is not None:
             cuda = tensors.get("cuda", cuda).clone()
-        self._own = _Snapshot(
-            tensors["torch"].clone(),
-            cuda,
-            {
-                "bit_generator": "MT19937",
-                "state": {"key": key, "pos": values["numpy_pos"]},
-                "has_gauss": values["numpy_has_gauss"],
-                "gauss": values["numpy_gauss"],
-            },
-            (random.Random.VERSION, python, values["python_gauss"]),
-        )
+        twister = np.random.MT19937()
+        key = tensors["numpy"].numpy().astype(np.uint32)
+        twister.state = {
+            "bit_generator": "MT19937",
+            "state": {"key": key, "pos": values["numpy_pos"]},
+        }
+        words = tuple(tensors["python"].tolist())
+        python = (random.Random.VERSION, words, values["python_gauss"])
+        self._own = _Snapshot(tensors["torch"].clone(), cuda, twister, python)
 
     def _read(self) -> _Snapshot:
         cuda = None
         if self._device.type == "cuda":
             cuda = torch.cuda.get_rng_state(self._device)
-        numpy = dict(np.random.get_state(legacy=False))
+        numpy = get_bit_generator()
         return _Snapshot(torch.get_rng_state(), cuda, numpy, random.getstate())
 
     def _write(self, snapshot: _Snapshot) -> None:
         torch.set_rng_state(snapshot.torch_cpu)
         if snapshot.torch_cuda is not None:
             torch.cuda.set_rng_state(snapshot.torch_cuda, self._device)
-        np.random.set_state(snapshot.numpy)
+        set_bit_generator(snapshot.numpy)
         random.setstate(snapshot.python)

@@ -1,0 +1,43 @@
+"""Writing a file so that a crash at any moment leaves the old one or the new one, whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from relayswarm.errors import ConfigError
+
+TEMPORARY_SUFFIX = ".partial"
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], field: str
+) -> None:
+    """Write `path` as safetensors: under a temporary name, synced to the disk, then renamed.
+
+    Creates missing folders. Raises ConfigError that names `field` (the setting that chose the
+    path) when the place cannot be written.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(tensors), temporary, dict(metadata))
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise ConfigError(
+            field, str(path), f"cannot be written ({error})", "choose a writable folder with room"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
