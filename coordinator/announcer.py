@@ -118,6 +118,7 @@ def topology_fields(publication: Publication) -> dict[str, Any]:
         "members": layout.members,
         "reason": elected.reason.value,
         "detail": reason_text(elected, layout),
+        "notes": layout.notes,
         "effective_step": elected.effective_step,
         "diameter": layout.diameter,
         "lr_factor": str(layout.lr_factor),

@@ -122,14 +122,16 @@ class Conductor:
             self._stopping = True
             self._wake.notify_all()
             self._news.notify_all()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def handle(self, event: Event) -> list[Decision]:
         """Take a request in; the answer is the first decision."""
         with self.lock:
             decisions = self.membership.handle(event, self._clock())
             self._act(decisions)
-            self._wake.notify_all()
+            if not self.membership.settled:
+                self._wake.notify_all()
             return decisions
 
     # --- news ------------------------------------------------------------------------------------

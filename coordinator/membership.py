@@ -87,7 +87,7 @@ class Membership:
         self.finished: dict[str, Member] = {}
         self._neighbourhoods: Mapping[str, Collection[Collection[str]]] = {}
         self._changes: list[Change] = []
-        self._settled = False  # something has happened that the next Tick must look at
+        self.settled = False  # something has happened that the next Tick must look at
         self._now = now
         self._start_deadline = now + rules.start_timeout_s
         self._gave_up = False
@@ -119,7 +119,7 @@ class Membership:
 
     def next_deadline(self) -> float | None:
         """When to be woken with a `Tick`; None when nothing is being waited for."""
-        if not self._settled:
+        if not self.settled:
             return self._now
         times = [self._due(member)[0] for member in self.members.values()]
         times += [candidate.expires for candidate in self.candidates.values()]
@@ -172,7 +172,7 @@ class Membership:
             self.candidates[peer_id] = member
         else:
             again = self._seat(member, join.known_age, now)
-        self._settled = False
+        self.settled = False
         donors = self._donors(peer_id, shard)
         return Admitted(member, admission.version(join), donors, candidate, again, note)
 
@@ -225,8 +225,8 @@ class Membership:
             models_counted=renew.models_counted,
             unreachable=renew.unreachable,
         )
-        if finishes or renew.unreachable or self.state is RunState.WAITING:
-            self._settled = False
+        if finishes or renew.unreachable or self._restored_at is not None:
+            self.settled = False
         return [Renewed()]
 
     def _leave(self, leave: Leave) -> list[Decision]:
@@ -247,7 +247,7 @@ class Membership:
 
     def _remove(self, member: Member, reason: Reason | None) -> Gone:
         del self.members[member.peer_id]
-        self._settled = False
+        self.settled = False
         if reason is None:
             self.finished[member.peer_id] = replace(member, state=RunState.FINISHED.value)
         else:
@@ -259,7 +259,7 @@ class Membership:
     def _tick(self, overslept_s: float, now: float) -> list[Decision]:
         if overslept_s > self.rules.renew_every_s:
             self._extend(overslept_s)
-        self._settled = True
+        self.settled = True
         expired = [p for p, candidate in self.candidates.items() if candidate.expires <= now]
         for peer in expired:
             del self.candidates[peer]
@@ -280,7 +280,7 @@ class Membership:
         gone: list[Gone] = []
         while dead := [(m, self._due(m)) for m in self.members.values() if self._due(m)[0] <= now]:
             gone += [self._remove(member, reason) for member, (_, reason) in dead]
-        self._settled = True
+        self.settled = True
         return gone
 
     def _due(self, member: Member) -> tuple[float, Reason]:
@@ -311,6 +311,8 @@ class Membership:
 
     def _wait(self, now: float) -> list[Decision]:
         self._changes.clear()
+        if not self.members:
+            self._restored_at = None
         if self._may_start(now):
             restored = self._restored_at is not None
             self._changes = [Change(Reason.RESTORED if restored else Reason.QUORUM, "")]
@@ -334,12 +336,12 @@ class Membership:
     def _elect(self, now: float, first: bool = False) -> list[Decision]:
         changes, self._changes = tuple(self._changes), []
         members = tuple(m for p in self.present if not (m := self.members[p]).done)
+        self.state, self._restored_at, self._announced = RunState.RUNNING, None, None
         if not members:
             return []  # all are done and only serve each other's last messages
         reports = [m.progress for m in members]
         step = max(r.step for r in reports) if first else effective_step(reports, now)
         self.number += 1
-        self.state = RunState.RUNNING
-        self._restored_at, self._announced, self._neighbourhoods = None, None, {}
+        self._neighbourhoods = {}
         self.current = Elected(self.term, self.number, step, members, changes)
         return [self.current]

@@ -53,19 +53,18 @@ def serve(options: Options) -> ExitCode:
         conductor.listeners += [metrics, announcer]
         with closing(MetricsServer(metrics.registry, options.metrics_listen)) as metrics_server:
             server = CoordinatorServer(conductor, options.listen, reflection=options.reflection)
-            announcer.started(config.run_id, server.address, metrics_server.address)
-            return _serve_until_ended(conductor, server, options.exit_when_finished)
+            with _signals(conductor) as caught:
+                server.start()
+                announcer.started(config.run_id, server.address, metrics_server.address)
+                conductor.start()
+                try:
+                    _wait(conductor, caught, options.exit_when_finished)
+                finally:
+                    server.stop()
+            return _verdict(conductor, caught)
 
 
-def _serve_until_ended(
-    conductor: Conductor, server: CoordinatorServer, exit_when_finished: bool
-) -> ExitCode:
-    with _signals(conductor) as caught:
-        server.start()
-        try:
-            _wait(conductor, caught, exit_when_finished)
-        finally:
-            server.stop()
+def _verdict(conductor: Conductor, caught: list[int]) -> ExitCode:
     if conductor.failure:
         raise conductor.failure
     if conductor.gave_up:

@@ -25,6 +25,15 @@ from relayswarm.errors import ConfigError
 SPARE_THREADS = 32
 SERVICE = pb.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
 
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a port that is taken must be an error, not shared with a stranger
+    # A peer's line is quiet between views: its keepalive pings are welcome.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+)
+
 _CODES = {
     Refusal.BAD_ID: grpc.StatusCode.INVALID_ARGUMENT,
     Refusal.BAD_ADDRESS: grpc.StatusCode.INVALID_ARGUMENT,
@@ -143,7 +152,7 @@ class CoordinatorServer:
         self._conductor = conductor
         threads = conductor.rules.max_members + SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="coordinator")
-        self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.server(self._pool, options=_OPTIONS)
         self._health = health.HealthServicer()
         pb_grpc.add_CoordinatorServiceServicer_to_server(
             CoordinatorService(conductor), self._server
@@ -154,14 +163,14 @@ class CoordinatorServer:
         self.address = _bind(self._server, listen)
 
     def start(self) -> None:
-        """Serve."""
-        self._conductor.start()
+        """Serve. The conductor is started on its own."""
         self._server.start()
         for name in ("", SERVICE):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self, grace_s: float = 1.0) -> None:
-        """Say so to whoever asks for health, end the watches, let short calls finish."""
+        """Say so to whoever asks for health, stop the conductor, which ends the watches, and let
+        short calls finish."""
         self._health.enter_graceful_shutdown()
         stopped = self._server.stop(grace_s)
         self._conductor.stop()
@@ -181,9 +190,11 @@ def _bind(server: grpc.Server, listen: str) -> str:
     remedy = "give another HOST:PORT for --listen; port 0 takes any free one"
     if not (colon and host and port.isdecimal() and int(port) < 65536):
         raise ConfigError("--listen", listen, "not an address", remedy)
+    problem = "the address is taken, or is not one of this machine"
     try:
         bound = server.add_insecure_port(listen)
     except RuntimeError as error:
-        problem = "the address is taken, or is not one of this machine"
         raise ConfigError("--listen", listen, problem, remedy) from error
+    if bound == 0:
+        raise ConfigError("--listen", listen, problem, remedy)
     return f"{host}:{bound}"
