@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -44,6 +45,7 @@ class PeerMetrics:
         self.refused = self._counter(
             "messages_refused", "Messages refused on arrival, by verdict.", ["reason"]
         )
+        self.retried = self._counter("messages_retried", "Sent again, by reason.", ["reason"])
         self.dropped = self._counter("messages_dropped", "Messages left unused.", ["reason"])
         self.bytes_sent = self._counter("sent_bytes", "Bytes of messages sent.")
         self.bytes_received = self._counter("received_bytes", "Bytes of messages received.")
@@ -54,10 +56,12 @@ class PeerMetrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.lease_expiries = self._counter("lease_expiries", "Times the swarm let us go.")
         self.checkpoint_failures = self._counter("checkpoint_failures", "Checkpoints not written.")
 
-    def serve(self, host: str, port: int) -> str:
-        """Serve them over HTTP; returns the address. Raises ConfigError if the port is taken."""
+    def serve(self, host: str, port: int) -> tuple[str, WSGIServer]:
+        """Serve them over HTTP; returns address and server. Raises ConfigError if the port is
+        taken."""
         try:
             server, _ = start_http_server(port, host, registry=self.registry)
         except OSError as error:
@@ -67,7 +71,7 @@ class PeerMetrics:
                 f"cannot be listened on ({error.strerror})",
                 "choose a free port, or 0 to have one chosen",
             ) from error
-        return f"{host}:{server.server_port}"
+        return f"{host}:{server.server_port}", server
 
     def averaged(self, effect: Averaged) -> None:
         self.steps.inc()

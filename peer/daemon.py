@@ -1,0 +1,323 @@
+"""The peer daemon's core: the driver over real sockets and a real clock.
+
+One core thread takes events from a queue, feeds the algorithm and performs its effects. Training
+runs in a thread of its own, transport threads only ask `admit` and put events on the queue. What
+belongs here is that traffic; `peer.service` puts a daemon together and takes it down.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from peer.algorithms.core import (
+    Algorithm,
+    Averaged,
+    Drop,
+    Epoch,
+    Event,
+    Finished,
+    Gone,
+    Head,
+    Message,
+    NewView,
+    PeerId,
+    Received,
+    SendDone,
+    Tick,
+    Train,
+    Trained,
+    Verdict,
+    View,
+)
+from peer.announce import Announcer
+from peer.checkpoints import Checkpoints
+from peer.driver import Driver
+from peer.metrics import PeerMetrics, value
+from peer.registers import Outgoing, Registers
+from peer.training.trainer import Trainer, TrainResult
+from peer.transport.contract import PeerState, Snapshot
+
+log = logging.getLogger("relayswarm.peer")
+
+OBSERVE_EVERY = 10  # steps between evaluations of a vector metric: each is a pass over the model
+
+
+class Sender(Protocol):
+    """What the daemon needs of the outbox."""
+
+    def send(self, to: PeerId, head: Head, outgoing: Outgoing) -> None: ...
+    def cancel(self, to: PeerId, head: Head) -> None: ...
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the training thread did for one step."""
+
+    result: TrainResult
+    evaluation: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Something to do in the core thread."""
+
+    action: Callable[[], None]
+
+
+class Stop(Exception):
+    """Ends the core loop before the last step."""
+
+
+class Daemon:
+    """Host of one peer's driver, and handler of its transport."""
+
+    def __init__(
+        self,
+        peer: PeerId,
+        algorithm: Algorithm,
+        trainer: Trainer,
+        checkpoints: Checkpoints,
+        metrics: PeerMetrics,
+        announce: Announcer,
+    ) -> None:
+        self.peer = peer
+        self.algorithm = algorithm
+        self.trainer = trainer
+        self.metrics = metrics
+        self.announce = announce
+        self.view: View | None = None
+        self.loss = math.nan
+        self.outbox: Sender | None = None
+        self._checkpoints = checkpoints
+        flat = trainer.flat
+        self.registers = Registers(flat.vector, algorithm.registers, flat.parameters_end)
+        self._driver = Driver(algorithm, self.registers, self)
+        self._events: queue.SimpleQueue[Event | _Call] = queue.SimpleQueue()
+        self._training = ThreadPoolExecutor(1, thread_name_prefix="training")
+        self._busy = False  # the live vector belongs to the training thread
+        self._readers: list[Future[Snapshot]] = []
+        self.down: set[PeerId] = set()  # neighbours that the transport cannot reach
+        self._finished = False
+        self._compute_s = 0.0
+        self.steps_done = algorithm.step  # steps that the live model has seen
+        self._models_counted = 0
+
+    # --- the core loop -----------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Take events until the last step is done. Raises Stop if asked to end before that, and
+        whatever training raised."""
+        while not self._finished:
+            self._turn(self.algorithm.next_deadline())
+
+    def post(self, event: Event) -> None:
+        """Hand over an event, from any thread."""
+        self._events.put(event)
+
+    def call(self, action: Callable[[], None]) -> None:
+        """Have something done in the core thread."""
+        self._events.put(_Call(action))
+
+    def stop(self) -> None:
+        """End the core loop, from any thread or a signal handler."""
+        self.fail(Stop())
+
+    def fail(self, error: Exception) -> None:
+        """End the core loop with an error, from any thread."""
+
+        def fail() -> None:
+            raise error
+
+        self.call(fail)
+
+    def close(self) -> None:
+        """Let the local steps under way come to their end."""
+        self._training.shutdown(wait=True, cancel_futures=True)
+        self._busy = False
+        self._answer_readers()
+
+    def _turn(self, deadline: float | None) -> None:
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            item = self._events.get(timeout=timeout)
+        except queue.Empty:
+            item = Tick()
+        if isinstance(item, _Call):
+            item.action()
+        else:
+            self._feed(item)
+        if not self._busy:
+            self._answer_readers()
+
+    def _feed(self, event: Event) -> None:
+        if isinstance(event, NewView):
+            self._viewed(event.view)
+        self._driver.feed(event, time.monotonic())
+
+    def _viewed(self, view: View) -> None:
+        self.view = view
+        self.metrics.viewed(view)
+
+    # --- Host: what effects ask for ----------------------------------------------------------
+
+    def train(self, effect: Train) -> None:
+        momentum = self.registers[effect.momentum.name] if effect.momentum else None
+        self._busy = True
+        future = self._training.submit(self._train, effect, momentum)
+        future.add_done_callback(lambda done: self.call(lambda: self._trained(effect.step, done)))
+
+    def send(self, to: PeerId, head: Head, outgoing: Outgoing) -> None:
+        assert self.outbox is not None
+        self.outbox.send(to, head, outgoing)
+
+    def cancel(self, to: PeerId, head: Head) -> None:
+        assert self.outbox is not None
+        self.outbox.cancel(to, head)
+
+    def averaged(self, effect: Averaged) -> None:
+        self.steps_done = effect.step + 1  # which may have jumped ahead of the training's
+        self._models_counted = int(effect.counted)
+        self.metrics.averaged(effect)
+        self.announce(
+            "step",
+            peer=self.peer,
+            step=effect.step,
+            loss=self.loss,
+            models_counted=self._models_counted,
+            swarm_size=effect.swarm_size,
+            missed=effect.missed,
+            late=effect.late,
+            compute_s=round(self._compute_s, 6),
+            wait_s=round(effect.waited_s, 6),
+            bytes_sent=value(self.metrics.bytes_sent),
+        )
+
+    def dropped(self, effect: Drop) -> None:
+        self.metrics.drop(effect)
+
+    def wants(self, metric: str) -> bool:  # noqa: ARG002
+        return self.algorithm.step % OBSERVE_EVERY == 0
+
+    def observed(self, metric: str, value: float) -> None:
+        if metric == "consensus_distance":
+            self.metrics.consensus_distance.set(value)
+
+    def finished(self, effect: Finished) -> None:  # noqa: ARG002
+        self._finished = True
+
+    # --- the training thread -----------------------------------------------------------------
+
+    def _train(self, effect: Train, momentum: Tensor | None) -> Trial:
+        """Local steps; before them, while the model is x^(t), what is due at this step."""
+        self._checkpoints.save_if_due(effect.step)
+        every = self.trainer.config.evaluation.every
+        due = every and effect.step % every == 0 and effect.step > 0
+        evaluation = self.evaluate(effect.step) if due else None
+        result = self.trainer.train(effect.step, effect.lr_scale, momentum)
+        self.steps_done = effect.step + 1
+        return Trial(result, evaluation)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Measure the live model; in the training thread, or once training is over."""
+        values = {name: m.value for name, m in self.trainer.evaluate().items()}
+        self.metrics.evaluated(values)
+        self.announce("evaluation", peer=self.peer, step=step, metrics=values)
+        return values
+
+    def _trained(self, step: int, done: Future[Trial]) -> None:
+        self._busy = False
+        result = done.result().result
+        self.loss, self._compute_s = result.loss, result.seconds
+        self.metrics.trained(result.loss, result.seconds)
+        self._feed(Trained(step, result.lr))
+
+    # --- Handler: called by transport threads ------------------------------------------------
+
+    def admit(self, head: Head) -> Verdict:
+        return self.algorithm.admit(head)
+
+    def received(self, head: Head, vectors: tuple[Tensor, ...]) -> None:
+        self.metrics.received.inc()
+        device = self.trainer.device
+        messages = (Message(head, k, vector.to(device)) for k, vector in enumerate(vectors))
+        self.post(Received(head, tuple(messages)))
+
+    def lost(self, head: Head) -> None:
+        self.post(Gone(head.sender, head))
+
+    def broken(self, head: Head) -> None:
+        self.post(Gone(head.sender, head))
+
+    def refused(self, verdict: Verdict, head: Head) -> None:
+        self.metrics.refuse(verdict)
+        log.debug("refused %s of %s, step %d: %s", head.kind, head.sender, head.step, verdict)
+
+    def bytes_in(self, count: int) -> None:
+        self.metrics.bytes_received.inc(count)
+
+    def snapshot(self) -> Snapshot:
+        """The live model as soon as no local step is under way."""
+        wanted: Future[Snapshot] = Future()
+        self.call(lambda: self._readers.append(wanted))
+        return wanted.result()
+
+    def state(self) -> PeerState:
+        view = self.view
+        return PeerState(
+            peer_id=self.peer,
+            incarnation=view.members[self.peer] if view else 0,
+            epoch=view.epoch if view else Epoch(),
+            step=self.algorithm.step,
+            state=self.doing,
+            loss=self.loss,
+            models_counted=self._models_counted,
+        )
+
+    @property
+    def doing(self) -> str:
+        """In a word, for status pages."""
+        if self._finished:
+            return "finished"
+        if self.view is None:
+            return "waiting"
+        return "training" if self._busy else "averaging"
+
+    # --- Reports: called by the outbox's threads ---------------------------------------------
+
+    def sent(self, to: PeerId, head: Head, verdict: Verdict | None) -> None:
+        if verdict is not None:
+            self.metrics.sent.inc()
+            self.down.discard(to)
+        self.post(SendDone(to, head, verdict))
+
+    def unreachable(self, peer: PeerId) -> None:
+        self.down.add(peer)
+        self.metrics.unreachable.inc()
+        log.warning("%s cannot be reached", peer)
+        self.post(Gone(peer))
+
+    def retried(self, peer: PeerId, reason: str) -> None:
+        self.metrics.retried.labels(reason.lower()).inc()
+        log.debug("a message to %s is sent again: %s", peer, reason)
+
+    def bytes_out(self, count: int) -> None:
+        self.metrics.bytes_sent.inc(count)
+
+    def _answer_readers(self) -> None:
+        readers, self._readers = self._readers, []
+        for reader in readers:
+            reader.set_result(self._snapshot())
+
+    def _snapshot(self) -> Snapshot:
+        flat = self.trainer.flat
+        tensors = tuple((spec.name, tuple(spec.shape)) for spec in flat.layout)
+        return Snapshot(flat.vector.detach().cpu().clone(), self.algorithm.step, tensors)
