@@ -137,13 +137,13 @@ def _require_connected(parts: Sequence[Sequence[int]], field: str) -> None:
 
 
 def build_graph(
-    name: str, n: int, *, seed: int = 0, degree: int = 3, probability: float | None = None
+    name: str, n: int, *, seed: int = 0, degree: int = 3, probability: float = 0.5
 ) -> Graph:
     """The graph called `name` (one of `GRAPH_NAMES`) over `n` peers, every cost 1.
 
-    `seed` and `degree` shape random-regular, `seed` and `probability` (of each edge; by default
-    min(1, 2 ln(n) / n), twice the threshold of connectedness) erdos-renyi; both are drawn again
-    until connected. The same arguments give the same graph under one version of networkx.
+    `seed` and `degree` shape random-regular, `seed` and the `probability` of each edge erdos-renyi;
+    both are drawn again until connected, which a probability above ln(n) / n soon leads to.
+    The same arguments give the same graph under one version of networkx.
     Raises `GraphError` for an unknown name and for sizes that the graph does not exist in.
     """
     _require_size(n)
@@ -240,9 +240,8 @@ def _random_regular(n: int, degree: int, seed: int) -> Graph:
     )
 
 
-def _erdos_renyi(n: int, probability: float | None, seed: int) -> Graph:
-    p = min(1.0, 2 * math.log(n) / n) if probability is None else probability
-    if not 0 < p <= 1 and n > 1:
+def _erdos_renyi(n: int, p: float, seed: int) -> Graph:
+    if not 0 < p <= 1:
         raise GraphError("probability", p, "not a probability of an edge", "use 0 < p <= 1")
     rng = random.Random(seed)
     return _first_connected(
