@@ -2,8 +2,8 @@
 
 P. Sanders, J. Speck, J. L. Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and
 scan" (2009), in the layout of NCCL. Half of the model travels on each tree; as a peer is inner in
-at most one of them, it sends and receives at most two models a step, one for each half-model edge
-of its inner role and one half more as a leaf. Peers are 0..n-1; edges come as (child, parent).
+at most one of them, it has at most four edges, three as an inner peer and one as a leaf, and so
+sends and receives at most two models a step. Peers are 0..n-1; edges come as (child, parent).
 """
 
 from __future__ import annotations
