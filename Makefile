@@ -29,7 +29,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime ## Eight peers learn digits on this machine; report in reports/demo
-	@$(BIN)/relayswarm up --config examples/demo.toml --report reports/demo $(ARGS)
+	@$(BIN)/relayswarm up examples/demo.toml --report reports/demo $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests (ARGS='-k relay -x' goes to pytest)
 	@$(BIN)/python -m pytest -q --durations=10 --durations-min=1 $(ARGS)

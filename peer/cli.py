@@ -1,0 +1,116 @@
+"""The command `relayswarm`.
+
+What belongs here: which commands there are, and how each ends. A command's own module is imported
+only when it is called, so that `relayswarm --help` answers at once. Everything a user can mend
+ends as one line on standard error and an exit code; only our own bugs show a traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from peer.localswarm.process import end_with_parent
+from relayswarm import __version__
+from relayswarm.errors import ExitCode, RelayswarmError
+
+Command = Callable[..., None]
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "up": ("peer.commands:up", "Run a whole swarm on this machine and report on it."),
+    "simulate": ("peer.commands:simulate", "Run a swarm in one process, without a network."),
+    "coordinator": (
+        "coordinator.cli:coordinator",
+        "Introduce the peers of a run to each other.",
+    ),
+    "peer": ("peer.commands:peer", "Join a run and train in it."),
+    "status": (
+        "coordinator.cli:status",
+        "Show how a run is doing.",
+    ),
+    "pull": ("peer.commands:pull", "Fetch the present model of a running peer."),
+    "topology": (
+        "coordinator.topology_cli:topology",
+        "Show the tree that a communication graph would give.",
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit the process with its code."""
+    end_with_parent()
+    given = sys.argv[1:] if arguments is None else arguments
+    called = next((word for word in given if not word.startswith("-")), None)
+    build_app(called)(args=given, prog_name="relayswarm")
+
+
+def build_app(called: str | None) -> typer.Typer:
+    """The application, of which only the command that is called is there in full."""
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Peers train one PyTorch model together by relaying sums of models along a tree.",
+    )
+    app.callback()(_root)
+    for name, (place, text) in COMMANDS.items():
+        function = _guarded(_load(place)) if name == called else _elsewhere
+        app.command(name, help=text)(function)
+    return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"relayswarm {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Options before a command."""
+
+
+def _elsewhere() -> None:
+    """Stands for the commands that are not called."""
+
+
+def _load(place: str) -> Command:
+    module, _, name = place.partition(":")
+    command: Command = getattr(import_module(module), name)
+    return command
+
+
+def _guarded(command: Command) -> Command:
+    """The one place where errors become a line and an exit code."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except RelayswarmError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(ExitCode.INTERRUPTED) from error
+
+    return guarded
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The commands `up`, `simulate`, `peer` and `pull`: their options, and what those mean.
+
+Imports that take time are inside the functions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from relayswarm.config import RunConfig, load
+
+ConfigFile: TypeAlias = Annotated[
+    Path | None, typer.Argument(metavar="RUN.TOML", help="Run config; left out: defaults.")
+]
+Peers: TypeAlias = Annotated[int | None, typer.Option(help="Number of peers.")]
+TaskName: TypeAlias = Annotated[str | None, typer.Option("--task", help="What is learnt.")]
+Algorithm: TypeAlias = Annotated[str | None, typer.Option(help="How peers average.")]
+Graph: TypeAlias = Annotated[str | None, typer.Option(help="Communication graph.")]
+Steps: TypeAlias = Annotated[int | None, typer.Option(help="Steps of each peer.")]
+Alpha: TypeAlias = Annotated[
+    float | None,
+    typer.Option(help="Dirichlet parameter of the data's split: the smaller, the more one-sided."),
+]
+Seed: TypeAlias = Annotated[int | None, typer.Option(help="Of everything random.")]
+Overrides: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="SECTION.KEY=VALUE", help="Any setting of the config. May be repeated."
+    ),
+]
+Report: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Folder of the report.", show_default="reports/RUN_ID")
+]
+AsJson: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Write events to standard output, one JSON object each.")
+]
+DataDir: TypeAlias = Annotated[Path | None, typer.Option(help="Folder with the task's data.")]
+Device: TypeAlias = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+WithBaseline: TypeAlias = Annotated[
+    bool, typer.Option(help="Also train in one place, to compare with.")
+]
+
+FLAGS = {
+    "peers": "peers",
+    "task": "task.name",
+    "algorithm": "algorithm.name",
+    "graph": "topology.graph",
+    "steps": "steps",
+    "alpha": "data.alpha",
+    "seed": "seed",
+}
+"""Which setting a flag stands for."""
+
+
+def resolve(
+    path: Path | None, overrides: list[str] | None, flags: Mapping[str, object]
+) -> RunConfig:
+    """The run config: defaults, then the file, then `--set`, then flags. Raises ConfigError."""
+    given = [
+        f"{FLAGS[flag]}={json.dumps(value)}" for flag, value in flags.items() if value is not None
+    ]
+    return load(path, [*(overrides or []), *given])
+
+
+def _session(name: str, text: str) -> Callable[..., None]:
+    """`up` and `simulate` differ in what they do, not in what they are told."""
+
+    def command(
+        config: ConfigFile = None,
+        peers: Peers = None,
+        task: TaskName = None,
+        algorithm: Algorithm = None,
+        graph: Graph = None,
+        steps: Steps = None,
+        alpha: Alpha = None,
+        seed: Seed = None,
+        set_: Overrides = None,
+        report: Report = None,
+        as_json: AsJson = False,
+        data_dir: DataDir = None,
+        device: Device = "auto",
+        baseline: WithBaseline = True,
+    ) -> None:
+        given = {"peers": peers, "task": task, "algorithm": algorithm, "graph": graph}
+        numbers = {"steps": steps, "alpha": alpha, "seed": seed}
+        resolved = resolve(config, set_, {**given, **numbers})
+        from peer.localswarm import session
+
+        place = report or Path("reports") / resolved.run_id
+        options = session.SessionOptions(place, device, data_dir, as_json, baseline)
+        run = {"up": session.up, "simulate": session.simulate}[name]
+        raise typer.Exit(run(resolved, options))
+
+    command.__doc__ = text
+    return command
+
+
+up = _session("up", "Run coordinator and peers as processes of this machine, and report on them.")
+simulate = _session("simulate", "Run a swarm on a virtual clock and network, report as `up` does.")
+
+
+def peer(
+    coordinator: Annotated[
+        str, typer.Option(help="HOST:PORT of the run's coordinator.")
+    ] = "127.0.0.1:50050",
+    peer_id: Annotated[
+        str, typer.Option("--id", help="Id of this peer.", show_default="the coordinator chooses")
+    ] = "",
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT to listen at; port 0 takes any free one.")
+    ] = "127.0.0.1:0",
+    advertise: Annotated[
+        str,
+        typer.Option(help="HOST:PORT at which others reach it.", show_default="where it listens"),
+    ] = "",
+    metrics_listen: Annotated[
+        str, typer.Option(help="HOST:PORT for Prometheus; port 0 takes any free one.")
+    ] = "127.0.0.1:0",
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints and the final model.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --state-dir.")
+    ] = False,
+    reflection: Annotated[
+        bool, typer.Option("--reflection", help="Serve gRPC reflection, for grpcurl and the like.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Join the run of a coordinator and train in it until it is done."""
+    import logging
+
+    from peer.service import PeerOptions, run
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    options = PeerOptions(
+        coordinator=coordinator,
+        peer_id=peer_id,
+        listen=listen,
+        advertise=advertise,
+        metrics_listen=metrics_listen,
+        device=device,
+        data_dir=data_dir,
+        state_dir=state_dir,
+        resume=resume,
+        reflection=reflection,
+        json_events=as_json,
+    )
+    raise typer.Exit(run(options))
+
+
+def pull(
+    peer: Annotated[str, typer.Option(help="HOST:PORT of the peer.")],
+    output: Annotated[Path, typer.Option(help="File to write (safetensors).")],
+) -> None:
+    """Fetch the present model of a running peer into a file, without disturbing its training."""
+    from peer.transport.read_model import read_model
+    from peer.transport.remote_model import save_model
+
+    model = read_model(peer)
+    save_model(model, output)
+    typer.echo(f"{output}: model of {model.peer_id}, run {model.run_id}, after step {model.step}")

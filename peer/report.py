@@ -1,0 +1,162 @@
+"""The report of a run: files in one folder.
+
+    report.json            the numbers: each peer's, their worst and mean, and the baseline's
+    manifest.json          config, versions, data digests, hardware: what the numbers hold for
+    curves.png  tree.png   how training went, and along which tree
+    model.safetensors      the mean of all final models, by tensor name
+    models/PEER.safetensors   each peer's own
+
+What belongs here: the form of the report. Values come in as a `RunOutcome`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from peer.baseline import Baseline, mean_model
+from peer.manifest import manifest
+from peer.outcome import Metrics, PeerOutcome, RunOutcome, headline, mean, worst
+from relayswarm.errors import ConfigError
+
+SCHEMA_VERSION = 1
+REPORT, MANIFEST, CURVES, TREE = "report.json", "manifest.json", "curves.png", "tree.png"
+MODEL, MODELS = "model.safetensors", "models"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a swarm's peers are held against; None where it was not measured.
+
+    `consensus_model` are the metrics of the mean of all final models. `baseline` is centralized
+    training with the batch of the whole swarm, `small_batch` with that of one peer.
+    """
+
+    consensus_model: Metrics | None = None
+    baseline: Baseline | None = None
+    small_batch: Baseline | None = None
+
+
+def prepare_directory(directory: Path) -> None:
+    """Make the folder and check that it can be written, before a run that would end in it.
+
+    What an earlier report left there is removed, so that nothing old is taken for new. Raises
+    ConfigError that names `--report`.
+    """
+    try:
+        (directory / MODELS).mkdir(parents=True, exist_ok=True)
+        probe = directory / f".{REPORT}"
+        probe.write_bytes(b"")
+        probe.unlink()
+        for name in (REPORT, MANIFEST, CURVES, TREE, MODEL):
+            (directory / name).unlink(missing_ok=True)
+        for old in (directory / MODELS).glob("*.safetensors"):
+            old.unlink()
+    except OSError as error:
+        raise ConfigError(
+            "--report",
+            str(directory),
+            f"cannot be written ({error.strerror or error})",
+            "choose a folder that you may write to",
+        ) from error
+
+
+def write_report(
+    outcome: RunOutcome,
+    directory: Path,
+    comparison: Comparison,
+    command: Sequence[str] = tuple(sys.argv),
+) -> dict[str, Any]:
+    """Write the whole report; returns the content of report.json.
+
+    `directory` is one that `prepare_directory` found fit. Models are written for the peers whose
+    model is known.
+    """
+    content = summarize(outcome, comparison)
+    _write_models(outcome, directory)
+    _draw(outcome, directory, comparison)
+    _write_json(directory / MANIFEST, manifest(outcome, command))
+    _write_json(directory / REPORT, content)
+    return content
+
+
+def summarize(outcome: RunOutcome, comparison: Comparison) -> dict[str, Any]:
+    """The content of report.json.
+
+    Worst, mean, consensus model and baselines show the accuracy where the task has one, else all
+    of its metrics. A number that was not finite, and what was not measured, is null.
+    """
+    peers = outcome.peers
+    names = headline(peers[0].metrics) if peers else ()
+    by_name = {name: [peer.metrics.get(name) for peer in peers] for name in names}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": outcome.config.run_id,
+        "algorithm": outcome.config.algorithm.name,
+        "swarm_size": outcome.config.peers,
+        "steps": outcome.config.steps,
+        "wall_seconds": round(outcome.wall_seconds, 3),
+        "topology_epochs": len(outcome.topologies),
+        "peers": [_peer(peer) for peer in peers],
+        "worst": {name: worst(name, values) for name, values in by_name.items()},
+        "mean": {name: mean(values) for name, values in by_name.items()},
+        "consensus_model": _chosen(comparison.consensus_model, names),
+        "baseline": _baseline(comparison.baseline, names),
+        "baseline_small_batch": _baseline(comparison.small_batch, names),
+    }
+
+
+def _peer(peer: PeerOutcome) -> dict[str, Any]:
+    return {
+        "id": peer.id,
+        "steps": peer.steps,
+        "metrics": dict(peer.metrics),
+        "messages_sent": peer.messages_sent,
+        "messages_expected": peer.messages_expected,
+        "messages_missed": peer.messages_missed,
+        "bytes_sent": peer.bytes_sent,
+    }
+
+
+def _chosen(metrics: Metrics | None, names: Sequence[str]) -> dict[str, float | None] | None:
+    return None if metrics is None else {name: metrics.get(name) for name in names}
+
+
+def _baseline(baseline: Baseline | None, names: Sequence[str]) -> dict[str, Any] | None:
+    if baseline is None:
+        return None
+    return {**(_chosen(baseline.metrics, names) or {}), "batch_size": baseline.batch_size}
+
+
+def _write_models(outcome: RunOutcome, directory: Path) -> None:
+    known = {peer.id: peer.model for peer in outcome.peers if peer.model is not None}
+    base = {"run_id": outcome.config.run_id}
+    for peer in outcome.peers:
+        if peer.model is not None:
+            metadata = base | {"peer": peer.id, "step": str(peer.steps)}
+            save_file(dict(peer.model), directory / MODELS / f"{peer.id}.safetensors", metadata)
+    if known:
+        metadata = base | {"mean_of": ", ".join(known)}
+        save_file(mean_model(list(known.values())), directory / MODEL, metadata)
+
+
+def _draw(outcome: RunOutcome, directory: Path, comparison: Comparison) -> None:
+    from peer.plots import draw_curves, draw_tree  # matplotlib takes half a second
+
+    config = outcome.config
+    title = f"{config.algorithm.name} on {config.task.name}, {config.peers} peers"
+    if config.data.alpha is not None:
+        title += f", Dirichlet {config.data.alpha:g}"
+    draw_curves(outcome, comparison.baseline, directory / CURVES, title)
+    if outcome.topologies:
+        draw_tree(outcome.topologies[-1], directory / TREE, f"run {config.run_id}")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
