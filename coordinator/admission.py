@@ -6,7 +6,7 @@ What belongs here: the rules of `Join` as functions of who is there. Nothing her
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from coordinator.members import Join, Member, Refusal, Refused, Rules
 
@@ -21,13 +21,14 @@ _WILDCARDS = {"0.0.0.0", "[::]", "*"}  # mean "all my addresses": nobody can con
 def refuse(
     join: Join,
     rules: Rules,
-    living: Mapping[str, Member],
+    living: Collection[Member],
     finished: Collection[str],
     fingerprint: int,
 ) -> Refused | None:
     """Why this peer may not join, or None if it may.
 
-    `living` are members and candidates whose time is not up; `fingerprint` is the run's, or 0.
+    `living` are members and candidates whose time is not up, an id perhaps among both: in two
+    lives, when a peer has been restarted. `fingerprint` is the run's, or 0.
     """
     return (
         _version(join)
@@ -99,17 +100,18 @@ def _address_problem(address: str) -> str:
 
 
 def _identity(
-    join: Join, rules: Rules, living: Mapping[str, Member], finished: Collection[str]
+    join: Join, rules: Rules, living: Collection[Member], finished: Collection[str]
 ) -> Refused | None:
     if join.peer_id in finished:
         text = f"peer_id = {join.peer_id!r}: has done all steps of this run; start another run"
         return Refused(Refusal.FINISHED, text)
-    other = living.get(join.peer_id)
-    if other is None:
+    lives = [member for member in living if member.peer_id == join.peer_id]
+    if not lives:
         if len(living) < rules.max_members:
             return None
         text = f"the swarm is full: {len(living)} peers; wait until one leaves"
         return Refused(Refusal.FULL, text)
+    other = max(lives, key=lambda life: life.incarnation)
     if other.incarnation < join.incarnation or _same_life(join, other):
         return None
     text = (
@@ -123,8 +125,8 @@ def _same_life(join: Join, other: Member) -> bool:
     return other.incarnation == join.incarnation and other.address in ("", join.address)
 
 
-def _address(join: Join, living: Mapping[str, Member]) -> Refused | None:
-    for other in living.values():
+def _address(join: Join, living: Collection[Member]) -> Refused | None:
+    for other in living:
         if join.address and other.address == join.address and other.peer_id != join.peer_id:
             text = (
                 f"advertised_address = {join.address!r}: taken by {other.peer_id!r}; if that was "

@@ -132,18 +132,15 @@ class Membership:
     # --- requests --------------------------------------------------------------------------------
 
     def _join(self, join: Join, now: float) -> list[Decision]:
-        living = {
-            m.peer_id: m
-            for m in (*self.members.values(), *self.candidates.values())
-            if m.expires > now
-        }
+        everyone = (*self.members.values(), *self.candidates.values())
+        living = [member for member in everyone if member.expires > now]
         fingerprint = self.fingerprint if self.members or self.number else 0
         if self.state is RunState.FINISHED:
             return [admission.refuse_finished(self.rules)]
         refused = admission.refuse(join, self.rules, living, self.finished, fingerprint)
         if refused:
             return [refused]
-        return [self._admit(join, now, living)]
+        return [self._admit(join, now, {m.peer_id: m for m in living})]
 
     def _admit(self, join: Join, now: float, living: Mapping[str, Member]) -> Admitted:
         peer_id = join.peer_id or admission.free_id({*living, *self.members, *self.finished})
@@ -258,7 +255,7 @@ class Membership:
 
     def _tick(self, overslept_s: float, now: float) -> list[Decision]:
         if overslept_s > self.rules.renew_every_s:
-            self._extend(overslept_s)
+            self._extend(overslept_s + self.rules.renew_every_s)
         self.settled = True
         expired = [p for p, candidate in self.candidates.items() if candidate.expires <= now]
         for peer in expired:
@@ -271,6 +268,7 @@ class Membership:
         return decisions
 
     def _extend(self, by_s: float) -> None:
+        """Give members the time back that we slept through, and a moment to speak up again."""
         for table in (self.members, self.candidates):
             for peer, m in table.items():
                 expires, last_seen = m.expires + by_s, m.last_seen + by_s

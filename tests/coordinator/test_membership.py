@@ -1,0 +1,596 @@
+"""Leases, liveness and elections, on a clock that the tests advance."""
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.members import (
+    Admitted,
+    Decision,
+    Elected,
+    GaveUp,
+    Gone,
+    Join,
+    Leave,
+    Progress,
+    Reason,
+    Refusal,
+    Refused,
+    Renew,
+    Renewed,
+    Rules,
+    RunFinished,
+    RunState,
+    Tick,
+    Unknown,
+    Waiting,
+)
+from coordinator.membership import MARGIN_S, Membership, effective_step
+
+LEASE_S = 9.0  # so that renewals are due each second, and silence is 2.5 s
+FINGERPRINT = 0xF1
+T = TypeVar("T")
+
+
+@dataclass
+class Swarm:
+    """A membership, a clock, and peers that talk to it."""
+
+    needed: int = 3
+    shards: int = 3
+    number: int = 0
+    fingerprint: int = 0
+    now: float = 100.0
+    log: list[Decision] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        rules = Rules("run", self.needed, self.shards, LEASE_S, start_timeout_s=60.0)
+        self.core = Membership(
+            rules, self.now, term=7, number=self.number, fingerprint=self.fingerprint
+        )
+
+    def join(self, peer: str = "", **fields: object) -> Admitted | Refused:
+        known = {"incarnation": 1, "fingerprint": FINGERPRINT, "peer_id": peer}
+        known |= {"address": f"{peer or 'new'}:1"} | fields
+        answer = self.core.handle(Join(**known), self.now)[0]
+        assert isinstance(answer, Admitted | Refused)
+        return answer
+
+    def renew(self, *peers: str, **fields: object) -> None:
+        for peer in peers:
+            event = Renew(peer, **({"incarnation": 1} | fields))
+            assert self.core.handle(event, self.now) == [Renewed()]
+
+    def leave(self, peer: str, finished: bool = False) -> list[Decision]:
+        return self.core.handle(Leave(peer, 1, finished), self.now)
+
+    def settle(self) -> list[Decision]:
+        """Deliver the ticks that are due now."""
+        decisions: list[Decision] = []
+        while (at := self.core.next_deadline()) is not None and at <= self.now:
+            decisions += self.core.handle(Tick(), self.now)
+        self.log += decisions
+        return decisions
+
+    def advance(self, seconds: float) -> list[Decision]:
+        """Let time pass, ticking at each deadline on the way."""
+        until, decisions = self.now + seconds, self.settle()
+        while (at := self.core.next_deadline()) is not None and at <= until:
+            self.now = max(self.now, at)
+            decisions += self.settle()
+        self.now = until
+        return decisions
+
+    def keep(self, seconds: int, *peers: str, **fields: object) -> list[Decision]:
+        """Let seconds pass in which these peers renew and the others are silent."""
+        decisions: list[Decision] = []
+        for _ in range(seconds):
+            decisions += self.advance(1.0)
+            self.renew(*peers, **fields)
+        return decisions + self.settle()
+
+    def start(self, *peers: str) -> Elected:
+        for peer in peers or [f"peer-{k}" for k in range(self.needed)]:
+            assert isinstance(self.join(peer), Admitted)
+        return only(self.settle(), Elected)
+
+
+def only(decisions: list[Decision], kind: type[T]) -> T:
+    found = [d for d in decisions if isinstance(d, kind)]
+    assert len(found) == 1, decisions
+    return found[0]
+
+
+def ids(elected: Elected) -> list[str]:
+    return [m.peer_id for m in elected.members]
+
+
+# --- starting ------------------------------------------------------------------------------------
+
+
+def test_the_run_starts_when_the_last_needed_peer_has_come() -> None:
+    swarm = Swarm()
+    assert swarm.settle() == [Waiting((), 3)]
+    swarm.join("peer-2")
+    assert swarm.settle() == [Waiting(("peer-2",), 3)]
+    swarm.join("peer-10")
+    assert swarm.settle() == [Waiting(("peer-2", "peer-10"), 3)]
+    swarm.join("peer-1")
+    elected = only(swarm.settle(), Elected)
+    assert ids(elected) == ["peer-1", "peer-2", "peer-10"]
+    assert (elected.term, elected.number, elected.effective_step) == (7, 1, 0)
+    assert elected.reason is Reason.QUORUM
+    assert elected.text == "quorum"
+    assert swarm.core.state is RunState.RUNNING
+
+
+def test_a_resumed_swarm_starts_at_the_largest_step_that_joined() -> None:
+    swarm = Swarm()
+    for peer, step in (("peer-0", 40), ("peer-1", 50), ("peer-2", 45)):
+        swarm.join(peer, step=step)
+    assert only(swarm.settle(), Elected).effective_step == 50
+
+
+def test_patience_for_the_peers_to_come_ends_once() -> None:
+    swarm = Swarm()
+    swarm.join("peer-0")
+    decisions = swarm.keep(61, "peer-0")
+    assert only(decisions, GaveUp) == GaveUp(("peer-0",), 3)
+    assert not [d for d in swarm.keep(100, "peer-0") if isinstance(d, GaveUp)]
+
+
+def test_a_lease_that_ends_before_the_start_elects_nobody() -> None:
+    swarm = Swarm()
+    swarm.join("peer-0")
+    swarm.settle()
+    decisions = swarm.advance(LEASE_S)
+    assert [d for d in decisions if not isinstance(d, Gone)] == [Waiting((), 3)]
+    assert only(decisions, Gone).reason is Reason.LEASE_EXPIRED
+
+
+# --- candidates ----------------------------------------------------------------------------------
+
+
+def test_a_candidate_learns_about_the_run_and_is_no_member() -> None:
+    swarm = Swarm()
+    first = swarm.join(fingerprint=0, address="")
+    second = swarm.join(fingerprint=0, address="")
+    assert isinstance(first, Admitted)
+    assert isinstance(second, Admitted)
+    assert first.candidate
+    assert (first.member.peer_id, second.member.peer_id) == ("peer-0", "peer-1")
+    assert (first.member.shard, second.member.shard) == (0, 1)
+    assert swarm.core.present == ()
+    member = swarm.join("peer-1")
+    assert isinstance(member, Admitted)
+    assert (member.candidate, member.member.shard) == (False, 1)
+    assert swarm.core.present == ("peer-1",)
+
+
+def test_a_reservation_ends() -> None:
+    swarm = Swarm()
+    swarm.join(fingerprint=0, address="")
+    swarm.advance(swarm.core.rules.reservation_s)
+    assert not swarm.core.candidates
+    again = swarm.join(fingerprint=0, address="")
+    assert isinstance(again, Admitted)
+    assert again.member.peer_id == "peer-0"
+
+
+def test_a_candidate_may_change_its_mind() -> None:
+    swarm = Swarm()
+    swarm.join(fingerprint=0, address="")
+    assert swarm.leave("peer-0") == []
+    assert not swarm.core.candidates
+
+
+# --- joining while the run goes on ---------------------------------------------------------------
+
+
+def test_a_newcomer_gets_donors_and_a_new_epoch_with_everyone() -> None:
+    swarm = Swarm()
+    swarm.start()
+    answer = swarm.join("peer-3")
+    assert isinstance(answer, Admitted)
+    assert sorted(answer.donors) == ["peer-0:1", "peer-1:1", "peer-2:1"]
+    elected = only(swarm.settle(), Elected)
+    assert ids(elected) == ["peer-0", "peer-1", "peer-2", "peer-3"]
+    assert elected.reason is Reason.JOINED
+    assert elected.text == "joined peer-3"
+    assert elected.number == 2
+
+
+def test_newcomers_are_spread_over_the_donors() -> None:
+    swarm = Swarm(needed=3, shards=6)
+    swarm.start()
+    first = {swarm.join(f"peer-{k}", fingerprint=0).donors[0] for k in (3, 4, 5)}
+    assert first == {"peer-0:1", "peer-1:1", "peer-2:1"}
+
+
+def test_there_are_no_donors_before_the_start_and_none_without_a_model() -> None:
+    swarm = Swarm(needed=1, shards=6)
+    first = swarm.join("peer-0")
+    assert isinstance(first, Admitted)
+    assert first.donors == ()
+    swarm.settle()
+    second, third = swarm.join("peer-1"), swarm.join("peer-2")
+    assert isinstance(second, Admitted)
+    assert isinstance(third, Admitted)
+    assert second.donors == third.donors == ("peer-0:1",)
+
+
+def test_joining_twice_changes_nothing() -> None:
+    swarm = Swarm()
+    swarm.start()
+    again = swarm.join("peer-1")
+    assert isinstance(again, Admitted)
+    assert again.again
+    assert swarm.settle() == []
+
+
+def test_a_later_life_takes_the_place_of_an_earlier_one() -> None:
+    swarm = Swarm()
+    swarm.start()
+    answer = swarm.join("peer-1", incarnation=2, address="elsewhere:1")
+    assert isinstance(answer, Admitted)
+    assert answer.member.shard == 1
+    elected = only(swarm.settle(), Elected)
+    assert elected.reason is Reason.RESTARTED
+    assert [m.incarnation for m in elected.members] == [1, 2, 1]
+    assert isinstance(swarm.core.handle(Renew("peer-1", 1), swarm.now)[0], Unknown)
+    refused = swarm.join("peer-1", incarnation=1)
+    assert isinstance(refused, Refused)
+    assert refused.refusal is Refusal.ID_TAKEN
+
+
+def test_the_fingerprint_is_the_runs_once_it_has_started() -> None:
+    swarm = Swarm()
+    swarm.join("peer-0")
+    refused = swarm.join("peer-1", fingerprint=2)
+    assert isinstance(refused, Refused)
+    assert refused.refusal is Refusal.FINGERPRINT
+    swarm.leave("peer-0")
+    assert isinstance(swarm.join("peer-1", fingerprint=2), Admitted)  # nobody is bound by it yet
+
+
+def test_a_run_that_has_started_keeps_its_fingerprint() -> None:
+    swarm = Swarm(number=3, fingerprint=FINGERPRINT)
+    assert isinstance(swarm.join("peer-0", fingerprint=2), Refused)
+
+
+def test_several_changes_at_one_moment_give_one_epoch() -> None:
+    swarm = Swarm(needed=4, shards=8)
+    swarm.start()
+    swarm.join("peer-4")
+    swarm.join("peer-10")
+    swarm.leave("peer-1")
+    elected = only(swarm.settle(), Elected)
+    assert ids(elected) == ["peer-0", "peer-2", "peer-3", "peer-4", "peer-10"]
+    assert elected.reason is Reason.LEFT
+    assert elected.text == "left peer-1; joined peer-4 peer-10"
+
+
+# --- losing members ------------------------------------------------------------------------------
+
+
+def test_a_lease_runs_out_at_its_time_and_not_before() -> None:
+    swarm = Swarm()
+    swarm.start()
+    decisions = swarm.keep(8, "peer-0", "peer-2")
+    assert not decisions
+    decisions = swarm.keep(1, "peer-0", "peer-2")
+    assert only(decisions, Gone).reason is Reason.LEASE_EXPIRED
+    elected = only(decisions, Elected)
+    assert ids(elected) == ["peer-0", "peer-2"]
+    assert elected.reason is Reason.LEASE_EXPIRED
+
+
+def test_two_leases_that_end_together_give_one_epoch() -> None:
+    swarm = Swarm()
+    swarm.start()
+    decisions = swarm.keep(9, "peer-1")
+    assert len([d for d in decisions if isinstance(d, Gone)]) == 2
+    assert ids(only(decisions, Elected)) == ["peer-1"]
+
+
+def test_a_member_lost_has_to_join_again() -> None:
+    swarm = Swarm()
+    swarm.start()
+    swarm.keep(9, "peer-0", "peer-2")
+    (unknown,) = swarm.core.handle(Renew("peer-1", 1), swarm.now)
+    assert isinstance(unknown, Unknown)
+    assert "join again" in unknown.text
+    assert isinstance(swarm.join("peer-1"), Admitted)
+    assert ids(only(swarm.settle(), Elected)) == ["peer-0", "peer-1", "peer-2"]
+
+
+def test_a_renewal_that_comes_late_but_before_the_tick_counts() -> None:
+    swarm = Swarm()
+    swarm.start()
+    swarm.now += LEASE_S + 1
+    swarm.renew("peer-0", "peer-1", "peer-2")
+    assert swarm.settle() == []
+
+
+def test_leases_do_not_run_while_the_coordinator_sleeps() -> None:
+    swarm = Swarm()
+    swarm.start()
+    swarm.now += 100.0
+    deadline = swarm.core.next_deadline()
+    assert deadline == 100.0 + LEASE_S
+    assert swarm.core.handle(Tick(swarm.now - deadline), swarm.now) == []
+    assert swarm.advance(0.9) == []  # time to renew
+    assert len([d for d in swarm.advance(0.1) if isinstance(d, Gone)]) == 3
+
+
+CHAIN = {"peer-0": [{"peer-1"}], "peer-1": [{"peer-0", "peer-2"}], "peer-2": [{"peer-1"}]}
+
+
+def reported(swarm: Swarm, seconds: int, *reporters: str, others: tuple[str, ...] = ()) -> object:
+    decisions: list[Decision] = []
+    for _ in range(seconds):
+        decisions += swarm.advance(1.0)
+        swarm.renew(*reporters, unreachable=frozenset({"peer-1"}))
+        swarm.renew(*others)
+    return decisions + swarm.settle()
+
+
+def test_a_silent_peer_that_all_neighbours_call_unreachable_is_given_up_early() -> None:
+    swarm = Swarm()
+    swarm.start()
+    swarm.core.published(CHAIN)
+    assert reported(swarm, 2, "peer-0", "peer-2") == []
+    decisions = reported(swarm, 1, "peer-0", "peer-2")
+    assert only(decisions, Gone).reason is Reason.UNREACHABLE
+    assert only(decisions, Elected).text == "unreachable peer-1"
+
+
+def test_one_neighbour_that_reaches_it_vouches_for_it() -> None:
+    swarm = Swarm()
+    swarm.start()
+    swarm.core.published(CHAIN)
+    assert reported(swarm, 8, "peer-0", others=("peer-2",)) == []
+    assert only(reported(swarm, 1, "peer-0", others=("peer-2",)), Gone).reason is (
+        Reason.LEASE_EXPIRED
+    )
+
+
+def test_a_peer_that_renews_is_never_given_up_on_hearsay() -> None:
+    swarm = Swarm()
+    swarm.start()
+    swarm.core.published(CHAIN)
+    assert reported(swarm, 20, "peer-0", "peer-2", others=("peer-1",)) == []
+
+
+def test_either_the_tree_or_the_graph_may_tell() -> None:
+    swarm = Swarm()
+    swarm.start()
+    swarm.core.published({"peer-1": [{"peer-0"}, {"peer-0", "peer-2"}]})
+    decisions = reported(swarm, 3, "peer-0", others=("peer-2",))
+    assert only(decisions, Gone).reason is Reason.UNREACHABLE
+
+
+def test_two_dead_neighbours_do_not_vouch_for_each_other() -> None:
+    swarm = Swarm(needed=4, shards=4)
+    swarm.start()
+    swarm.core.published({"peer-1": [{"peer-0", "peer-2"}], "peer-2": [{"peer-1", "peer-3"}]})
+    swarm.advance(0.5)
+    swarm.renew("peer-1")
+    swarm.advance(0.3)
+    swarm.renew("peer-2")
+    decisions: list[Decision] = []
+    for _ in range(4):
+        decisions += swarm.advance(1.0)
+        swarm.renew("peer-0", unreachable=frozenset({"peer-1"}))
+        swarm.renew("peer-3", unreachable=frozenset({"peer-2"}))
+    decisions += swarm.settle()
+    gone = [(d.member.peer_id, d.reason) for d in decisions if isinstance(d, Gone)]
+    assert gone == [("peer-2", Reason.UNREACHABLE), ("peer-1", Reason.UNREACHABLE)]
+
+
+def test_a_swarm_of_one_goes_on() -> None:
+    swarm = Swarm(needed=2)
+    swarm.start()
+    swarm.leave("peer-0")
+    assert ids(only(swarm.settle(), Elected)) == ["peer-1"]
+
+
+def test_a_swarm_that_is_lost_altogether_waits_for_all_its_peers_again() -> None:
+    swarm = Swarm()
+    swarm.start()
+    decisions = swarm.advance(LEASE_S)
+    assert decisions[-1] == Waiting((), 3)
+    for peer in ("peer-0", "peer-1"):
+        swarm.join(peer, incarnation=2, step=30)
+    assert not [d for d in swarm.settle() if isinstance(d, Elected)]
+    swarm.join("peer-2", incarnation=2, step=30)
+    elected = only(swarm.settle(), Elected)
+    assert (elected.number, elected.effective_step, elected.reason) == (2, 30, Reason.QUORUM)
+
+
+# --- finishing -----------------------------------------------------------------------------------
+
+
+def test_finished_members_change_nothing_for_the_others() -> None:
+    swarm = Swarm()
+    swarm.start()
+    (gone,) = swarm.leave("peer-0", finished=True)
+    assert isinstance(gone, Gone)
+    assert gone.reason is None
+    assert swarm.settle() == []
+    swarm.leave("peer-1", finished=True)
+    assert swarm.settle() == []
+    swarm.leave("peer-2", finished=True)
+    assert swarm.settle() == [RunFinished()]
+    assert swarm.core.state is RunState.FINISHED
+    refused = swarm.join("peer-9")
+    assert isinstance(refused, Refused)
+    assert refused.refusal is Refusal.FINISHED
+
+
+def test_a_member_that_has_finished_but_still_serves_is_not_elected() -> None:
+    swarm = Swarm()
+    swarm.start()
+    swarm.renew("peer-0", state="finished", step=400)
+    assert swarm.settle() == []
+    swarm.leave("peer-1")
+    assert ids(only(swarm.settle(), Elected)) == ["peer-2"]
+    swarm.renew("peer-2", state="finished", step=400)
+    swarm.leave("peer-2", finished=True)
+    assert swarm.settle() == []
+    swarm.leave("peer-0", finished=True)
+    assert swarm.settle() == [RunFinished()]
+
+
+def test_a_peer_lost_last_does_not_keep_the_run_from_finishing() -> None:
+    swarm = Swarm(needed=2)
+    swarm.start()
+    swarm.leave("peer-0", finished=True)
+    decisions = swarm.advance(LEASE_S)
+    assert decisions[-1] == RunFinished()
+
+
+def test_nobody_joins_twice_after_finishing() -> None:
+    swarm = Swarm()
+    swarm.start()
+    swarm.leave("peer-0", finished=True)
+    refused = swarm.join("peer-0", incarnation=2)
+    assert isinstance(refused, Refused)
+    assert refused.refusal is Refusal.FINISHED
+
+
+# --- a coordinator that comes back ---------------------------------------------------------------
+
+
+def rejoin(swarm: Swarm, peer: str, step: int, age: tuple[int, int] = (7, 5)) -> None:
+    assert isinstance(swarm.join(peer, step=step, known_age=age), Admitted)
+
+
+def test_peers_of_a_coordinator_that_comes_back_go_on_once_all_are_there() -> None:
+    swarm = Swarm(number=5, fingerprint=FINGERPRINT)
+    for k in range(3):
+        rejoin(swarm, f"peer-{k}", step=100)
+    assert not [d for d in swarm.settle() if isinstance(d, Elected)]  # at what pace do they go?
+    swarm.advance(1.0)
+    swarm.renew("peer-0", "peer-1", "peer-2", step=110)
+    elected = only(swarm.settle(), Elected)
+    assert (elected.term, elected.number, elected.reason) == (7, 6, Reason.RESTORED)
+    assert elected.effective_step == 110 + 5 + 1  # 10 steps a second, for the margin's half
+
+
+def test_after_a_lease_the_run_goes_on_with_those_that_are_back() -> None:
+    swarm = Swarm(number=5, fingerprint=FINGERPRINT)
+    rejoin(swarm, "peer-0", step=100)
+    rejoin(swarm, "peer-1", step=101)
+    decisions = swarm.keep(9, "peer-0", "peer-1", step=101)
+    elected = only(decisions, Elected)
+    assert ids(elected) == ["peer-0", "peer-1"]
+    assert elected.effective_step == 102
+
+
+def test_an_epoch_that_a_peer_remembers_is_never_outdone_by_an_older_one() -> None:
+    swarm = Swarm(needed=1)
+    rejoin(swarm, "peer-0", step=3, age=(9, 4))
+    elected = only(swarm.keep(1, "peer-0", step=3), Elected)
+    assert (elected.term, elected.number) == (9, 5)
+
+
+def test_a_nonsensical_epoch_is_not_adopted() -> None:
+    swarm = Swarm(needed=1)
+    rejoin(swarm, "peer-0", step=3, age=(2**64 - 1, 4))
+    elected = only(swarm.keep(1, "peer-0", step=3), Elected)
+    assert (elected.term, elected.number) == (7, 1)
+
+
+def test_peers_that_come_back_and_leave_again_leave_a_run_that_waits() -> None:
+    swarm = Swarm(number=5, fingerprint=FINGERPRINT)
+    rejoin(swarm, "peer-0", step=100)
+    swarm.leave("peer-0")
+    swarm.advance(2 * LEASE_S)
+    assert swarm.core.state is RunState.WAITING
+
+
+# --- when to switch ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reports", "now", "expected"),
+    [
+        ([Progress(10, 0.0)], 0.0, 11),  # no rate known: the next step
+        ([Progress(10, 0.0), Progress(12, 0.0)], 3.0, 13),
+        ([Progress(10, 0.0, rate=0.0)], 9.0, 11),  # the swarm stands still
+        ([Progress(10, 0.0, rate=2.0)], 0.0, 12),  # 10 + 2 * 0.5 + 1
+        ([Progress(10, 0.0, rate=2.0)], 1.0, 14),  # 10 + 2 * 1.5 + 1
+        ([Progress(10, 0.0, rate=0.1)], 0.0, 12),  # a part of a step counts as a step
+        ([Progress(10, 0.0, rate=4.0), Progress(0, 1.0)], 1.0, 17),  # a newcomer does not matter
+        ([Progress(10, 0.0, rate=1.0), Progress(9, 0.0, rate=4.0)], 0.0, 13),  # the fastest counts
+    ],
+)
+def test_the_effective_step(reports: list[Progress], now: float, expected: int) -> None:
+    assert MARGIN_S == 0.5
+    assert effective_step(reports, now) == expected
+
+
+def test_the_rate_is_measured_between_reports_well_apart() -> None:
+    progress = Progress.begin(0, 0.0).report(10, 1.0, window_s=0.5)
+    assert progress.rate == 10.0
+    soon = progress.report(14, 1.001, window_s=0.5)
+    assert (soon.step, soon.rate) == (14, 10.0)
+    assert soon.report(20, 2.0, window_s=0.5).rate == 10.0
+    assert progress.report(5, 2.0, window_s=0.5).rate == 0.0  # backwards, after a restart
+
+
+# --- whatever happens ----------------------------------------------------------------------------
+
+PEERS = st.sampled_from([f"peer-{k}" for k in range(5)])
+EVENTS = st.one_of(
+    st.builds(
+        Join,
+        incarnation=st.integers(1, 3),
+        address=st.sampled_from(["", "a:1", "b:2", "c:3", "d:4", "e:5"]),
+        peer_id=st.one_of(st.just(""), PEERS),
+        fingerprint=st.sampled_from([0, 1, 1, 1, 2]),
+        step=st.integers(0, 9),
+        known_age=st.sampled_from([(0, 0), (0, 0), (7, 2), (8, 1)]),
+    ),
+    st.builds(
+        Renew,
+        PEERS,
+        st.integers(1, 3),
+        step=st.integers(0, 9),
+        state=st.sampled_from(["training", "training", "finished"]),
+        unreachable=st.frozensets(PEERS, max_size=2),
+    ),
+    st.builds(Leave, PEERS, st.integers(1, 3), finished=st.booleans()),
+    st.floats(0.0, 12.0),
+)
+
+
+@given(st.lists(EVENTS, max_size=60), st.integers(1, 3))
+def test_invariants_under_any_events(events: list[object], needed: int) -> None:
+    swarm = Swarm(needed=needed, shards=3)
+    core = swarm.core
+    for event in events:
+        if isinstance(event, float):
+            swarm.advance(event)
+        else:
+            core.handle(event, swarm.now)
+            swarm.settle()
+        living = [m for m in core.members.values() if m.expires > swarm.now]
+        addresses = [m.address for m in living]
+        assert len(set(addresses)) == len(addresses)
+        assert all(m.shard < 3 for m in living)
+        deadline = core.next_deadline()
+        assert deadline is None or deadline > swarm.now  # no tick is wanted without end
+        if core.state is RunState.RUNNING and core.current:
+            electable = {p for p, m in core.members.items() if not m.done}
+            elected = {m.peer_id for m in core.current.members}
+            assert electable <= elected  # nobody is left out for longer than a tick
+    epochs = [(d.term, d.number) for d in swarm.log if isinstance(d, Elected)]
+    assert epochs == sorted(set(epochs))  # never backwards, never twice
+    for elected in (d for d in swarm.log if isinstance(d, Elected)):
+        assert elected.members
+        assert len({m.fingerprint for m in elected.members}) == 1
