@@ -9,7 +9,7 @@ What is where:
 - float buffers that the model saves: in the vector, after the parameters
 - frozen parameters (`requires_grad = False`), integer buffers: local, never exchanged
 - buffers that the model does not save: ignored
-The fingerprint covers the names, shapes and dtypes of all but the last: peers with unequal
+The fingerprint covers the names, ties, shapes and dtypes of all but the last: peers with unequal
 fingerprints do not train the same model.
 """
 
@@ -239,11 +239,15 @@ def _refuse_shared_memory(tensors: list[tuple[list[str], Tensor, Role]]) -> None
 
 
 def _fingerprint(module: nn.Module) -> int:
-    """64 bits over names, shapes, dtypes and kinds of all tensors, frozen ones included."""
-    rows = [
-        [name, list(p.shape), str(p.dtype), "parameter" if p.requires_grad else "frozen"]
-        for name, p in module.named_parameters(remove_duplicate=False)
-    ]
-    rows += [[name, list(b.shape), str(b.dtype), "buffer"] for name, b in _saved_buffers(module)]
+    """64 bits over names, ties, shapes, dtypes and kinds of all tensors, frozen ones included."""
+    tensors = [*module.named_parameters(remove_duplicate=False), *_saved_buffers(module)]
+    first_names: dict[int, str] = {}
+    rows = []
+    for name, tensor in tensors:
+        kind = "buffer"
+        if isinstance(tensor, nn.Parameter):
+            kind = "parameter" if tensor.requires_grad else "frozen"
+        tied_to = first_names.setdefault(id(tensor), name)
+        rows.append([name, tied_to, list(tensor.shape), str(tensor.dtype), kind])
     digest = hashlib.sha256(json.dumps(rows).encode()).digest()
     return int.from_bytes(digest[:8], "big")

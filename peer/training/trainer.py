@@ -155,17 +155,24 @@ class Trainer:
             for key, value in entry.items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer/{index}/{key}"] = value.clone()
-        return TrainerState(tensors, {"fingerprint": self.fingerprint, "random": random_values})
+        values = {
+            "fingerprint": self.fingerprint,
+            "optimizer": self.settings.name,
+            "random": random_values,
+        }
+        return TrainerState(tensors, values)
 
     def load_state(self, state: TrainerState) -> None:
         """Go on from `state`. Raises ConfigError if it is of another model or optimizer."""
-        if state.values.get("fingerprint") != self.fingerprint:
-            raise ConfigError(
-                "checkpoint",
-                state.values.get("fingerprint"),
-                f"is of another model than the run's ({self.fingerprint})",
-                "resume with the config the run was started with",
-            )
+        for key, own in (("fingerprint", self.fingerprint), ("optimizer", self.settings.name)):
+            found = state.values.get(key)
+            if found != own:
+                raise ConfigError(
+                    f"checkpoint {key}",
+                    found,
+                    f"this run has {own!r}",
+                    "resume with the config the run was started with",
+                )
         self.flat.vector.copy_(state.tensors["vector"])
         for name, tensor in self.flat.local_tensors().items():
             tensor.copy_(state.tensors[f"local/{name}"])
@@ -209,16 +216,7 @@ class Trainer:
         for name, tensor in tensors.items():
             index, _, key = name.partition("/")
             entries.setdefault(int(index), {})[key] = tensor.clone()
-        current = self._optimizer.state_dict()
-        try:
-            self._optimizer.load_state_dict({**current, "state": entries})
-        except (ValueError, KeyError) as error:
-            raise ConfigError(
-                "checkpoint",
-                self.settings.name,
-                f"holds the state of another optimizer ({error})",
-                "resume with the config the run was started with",
-            ) from error
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": entries})
 
     def _random_state(self, purpose: str, *parts: int) -> RandomState:
         return RandomState(derive_seed(purpose, self.config.seed, *parts), self.device)
