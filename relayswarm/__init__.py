@@ -19,7 +19,7 @@ from relayswarm.errors import (
 )
 
 if TYPE_CHECKING:
-    from peer.tasks.partition import partition
+    from relayswarm.partitioning import partition
     from relayswarm.task import Measured, Options, Site, Task, TaskData, TensorData
 
 __version__ = "0.1.0"
@@ -48,7 +48,7 @@ _LAZY = {
     "Task": "relayswarm.task",
     "TaskData": "relayswarm.task",
     "TensorData": "relayswarm.task",
-    "partition": "peer.tasks.partition",
+    "partition": "relayswarm.partitioning",
 }
 
 

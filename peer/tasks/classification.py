@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peer.tasks.partition import partition
+from relayswarm.partitioning import partition
 from relayswarm.task import Measured, Site, Task, TensorData
 
 _EVALUATION_BATCH = 512  # bounds memory; larger ones are no faster on a CPU

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.tasks import partition as module
-from peer.tasks.partition import Partition, partition
+from relayswarm import partitioning as module
 from relayswarm.errors import ConfigError
+from relayswarm.partitioning import Partition, partition
 from relayswarm.task import Site
 
 LABELS = np.repeat(np.arange(10), 144)
