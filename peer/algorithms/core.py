@@ -37,7 +37,7 @@ class Kind(Enum):
 
     RELAY = "relay"  # a sum of models travelling along a tree
     GOSSIP = "gossip"  # a model for weighted averaging with direct neighbours
-    PUSH = "push"  # mass of a push-sum: half of (x w, w)
+    PUSH = "push"  # a model and, as its weight, half of the sender's push-sum weight
     OFFER = "offer"  # initiator's communication copy in a pairwise exchange
     REPLY = "reply"  # partner's communication copy, sent in answer to an offer
 
@@ -99,7 +99,7 @@ class Head:
     tree: int = 0
     count: Coef = 0  # models summed in this message
     weight: Coef = 1  # push-sum weight travelling with the vector
-    lost: bool = False  # an announced (known) loss: header without payload
+    lost: bool = False  # header without payload: an announced (known) loss, or a refusal
     exchange: int = 0  # number of a pairwise exchange, per initiator
 
 

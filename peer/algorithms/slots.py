@@ -40,16 +40,18 @@ class Slot:
     def __init__(self, start: Label) -> None:
         self.used: Label = start  # last label used (R1)
         self.seen: Label = start  # largest label received or known to be lost
-        self.held: dict[Label, Received] = {}  # unused: at most one <= t and one > t
+        # Unused: at most one <= t and one > t. Replaced, never changed: `judge` runs in any thread.
+        self.held: dict[Label, Received] = {}
         self.time_outs = 0
         self.silent = False  # not waited for (R6)
 
     def judge(self, label: Label, now: Label) -> Verdict:
-        """What a message with `label` is worth while `now` is being trained or awaited."""
-        if label == self.used or label in self.held:
+        """What a message with `label` is worth while one with `now` is or will be awaited."""
+        held, used = self.held, self.used
+        if label == used or label in held:
             return Verdict.DUPLICATE
-        newest = self._newest(now) or self.used
-        return Verdict.STALE_STEP if label < newest else Verdict.ACCEPTED
+        rivals = [other for other in held if (other > now) == (label > now)]
+        return Verdict.STALE_STEP if label < max(rivals, default=used) else Verdict.ACCEPTED
 
     def offer(self, received: Received, now: Label) -> list[tuple[Head, DropReason]]:
         """Keep a message if it is of use; returns what is dropped for it, with reasons."""
@@ -57,7 +59,7 @@ class Slot:
         if self.judge(label, now) is not Verdict.ACCEPTED:
             return [(received.head, DropReason.STALE)]
         self.heard(label, now)
-        self.held[label] = received
+        self.held = {**self.held, label: received}
         return self._prune(now)
 
     def heard(self, label: Label, now: Label) -> None:

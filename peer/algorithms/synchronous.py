@@ -5,14 +5,11 @@ decides when. It is the home of the rules that concern a peer as a whole:
 
     R4  A peer that has finished its local steps and holds a label > t labels its own message with
         the largest such label: it jumps ahead, and its relayed sums stay valid.
-    R7  At most two messages are under way per (neighbour, tree); a newer one cancels the older.
-        (To send t+2 a peer needs the neighbour's t+1, for which the neighbour needed this peer's
-        t: the one that is cancelled has arrived, or is of no use. With a bound of one, a message
-        that is merely slow would be lost.)
-    R8  A new epoch clears slots and last-used labels.
+    R8  A new epoch clears slots and last-used labels. What is under way to members still goes out:
+        a neighbour may be at the step before, in the old epoch, and wait for it.
 
 A failure therefore costs at most three deadlines once, and never one a step. The rules that
-concern a single edge are in `slots`. R9 (a finished peer lingers) is the driver's.
+concern a single edge are in `slots` and `sending`. R9 (a finished peer lingers) is the driver's.
 """
 
 from __future__ import annotations
@@ -25,7 +22,6 @@ from typing import ClassVar, TypeAlias
 from peer.algorithms.core import (
     Algorithm,
     Averaged,
-    Cancel,
     Coef,
     Drop,
     DropReason,
@@ -48,12 +44,21 @@ from peer.algorithms.core import (
     Verdict,
     View,
 )
+from peer.algorithms.sending import UnderWay
 from peer.algorithms.slots import Label, Slot, label_of
 
 Edge: TypeAlias = tuple[int, PeerId]
 """(tree, neighbour); the tree is 0 for methods without trees."""
 
-MOST_UNDER_WAY = 2  # R7
+_REASONS = {
+    Verdict.DUPLICATE: DropReason.STALE,
+    Verdict.STALE_STEP: DropReason.STALE,
+    Verdict.EPOCH_BEHIND: DropReason.EPOCH,
+    Verdict.EPOCH_AHEAD: DropReason.EPOCH,
+    Verdict.OLD_INCARNATION: DropReason.EPOCH,
+    Verdict.BAD_COUNT: DropReason.COUNT,
+}
+"""Why a message that was admitted at its header is of no use once it is in."""
 
 Inbox: TypeAlias = Mapping[Edge, Received | None]
 
@@ -63,6 +68,12 @@ class Phase(Enum):
     TRAINING = "training"
     WAITING = "averaging"
     FINISHED = "finished"
+
+
+class Unfit(Enum):
+    """Why a method cannot go on in a topology, and pauses until another one comes."""
+
+    NOT_A_POWER_OF_TWO = "the number of peers is not a power of two"
 
 
 class Synchronous(Algorithm):
@@ -82,9 +93,11 @@ class Synchronous(Algorithm):
         self._step = run.start_step
         self._epoch_start = run.start_step
         self._round = 0
+        self._trained_at = 0.0
         self._waiting_since = 0.0
+        self._taken: list[tuple[Label, Label | None]] = []  # in this step: label due, label used
         self._slots: dict[Edge, Slot] = {}
-        self._under_way: dict[Edge, list[Head]] = {}
+        self._under_way = UnderWay()
 
     # --- what a method says ------------------------------------------------------------------
 
@@ -107,6 +120,14 @@ class Synchronous(Algorithm):
     @abstractmethod
     def counted(self) -> Coef:
         """How many models were in the last combination."""
+
+    def unfit(self, view: View) -> Unfit | None:  # noqa: ARG002
+        """Why the method cannot train in this topology, if it cannot."""
+        return None
+
+    def left_behind(self, view: View, label: Label) -> bool:  # noqa: ARG002
+        """Whether a sender can get to `label` only without this peer's messages (R4)."""
+        return label[0] > self._step
 
     def begin_epoch(self, view: View) -> list[Effect]:  # noqa: ARG002
         """Start the method's state over (R8)."""
@@ -144,6 +165,11 @@ class Synchronous(Algorithm):
     def step(self) -> int:
         return self._step
 
+    @property
+    def paused_reason(self) -> Unfit | None:
+        """Why nothing happens until the topology changes; None when not paused."""
+        return self.unfit(self.view) if self.view and self.phase is Phase.IDLE else None
+
     def steps_in_epoch(self) -> int:
         """Steps finished since the present epoch took effect here."""
         return self._step - self._epoch_start
@@ -163,11 +189,17 @@ class Synchronous(Algorithm):
             return Verdict.NOT_A_NEIGHBOUR
         if head.incarnation != view.members[head.sender]:
             return Verdict.OLD_INCARNATION
+        if head.step >= self.run.total_steps:
+            return Verdict.FOREIGN_RUN  # nobody may jump (R4) past the end
         verdict = self.judge(view, head)
-        if verdict is not Verdict.ACCEPTED:
-            return verdict
+        return verdict if verdict is not Verdict.ACCEPTED else self._timely(head)
+
+    def _timely(self, head: Head) -> Verdict:
+        label, due = label_of(head), self._due
+        if label < due and not self.uses_late:
+            return Verdict.STALE_STEP
         slot = self._slots.get((head.tree, head.sender))
-        return slot.judge(label_of(head), self._label) if slot else Verdict.ACCEPTED
+        return slot.judge(label, due) if slot else Verdict.ACCEPTED
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         match event:
@@ -180,7 +212,7 @@ class Synchronous(Algorithm):
             case Gone(peer, head):
                 effects = self._gone(peer, head)
             case SendDone(to, head):
-                effects = self._sent(to, head)
+                effects = self._under_way.done(to, head)
             case Tick():
                 effects = self._tick(now)
         return effects + self._advance(now)
@@ -188,7 +220,8 @@ class Synchronous(Algorithm):
     # --- topology ----------------------------------------------------------------------------
 
     def _new_view(self, view: View, now: float) -> list[Effect]:
-        if self.phase is Phase.FINISHED or (self.view and view.epoch.age <= self.view.epoch.age):
+        known = self._next_view or self.view
+        if self.phase is Phase.FINISHED or (known and view.epoch.age <= known.epoch.age):
             return []
         self._next_view = view
         for (_, peer), slot in self._slots.items():
@@ -210,10 +243,10 @@ class Synchronous(Algorithm):
             return []
         self.view, self._next_view = view, None
         self._epoch_start = self._step
+        held = [held.head for slot in self._slots.values() for held in slot.held.values()]
         self._slots = {}
-        cancelled = [Cancel(to, h) for (_, to), heads in self._under_way.items() for h in heads]
-        self._under_way = {}
-        return [*cancelled, *self.begin_epoch(view)]
+        dropped = [Drop(head, DropReason.EPOCH) for head in held]
+        return [*self._under_way.keep(view.members), *dropped, *self.begin_epoch(view)]
 
     # --- the course of a step ----------------------------------------------------------------
 
@@ -222,7 +255,11 @@ class Synchronous(Algorithm):
         if self._step >= self.run.total_steps:
             self.phase = Phase.FINISHED
             return [*effects, Finished(self._step)]
+        if self.unfit(self._view):
+            self.phase = Phase.IDLE
+            return effects
         self.phase = Phase.TRAINING
+        self._round = 0
         train = Train(self._step, self.lr_scale(self._view), self.momentum())
         return [*effects, *self.before_training(), train]
 
@@ -233,34 +270,25 @@ class Synchronous(Algorithm):
         self._jump_ahead()
         effects = self._adopt()
         self.phase = Phase.WAITING
+        self._trained_at = now
         return effects + self._exchange(now)
 
     def _jump_ahead(self) -> None:
         """R4."""
         ahead = [slot.ahead((self._step, self.rounds)) for slot in self._slots.values()]
-        self._step = max([self._step, *(label[0] for label in ahead if label)])
+        behind = [label[0] for label in ahead if label and self.left_behind(self._view, label)]
+        self._step = max([self._step, *behind])
 
     def _exchange(self, now: float) -> list[Effect]:
         """Begin the messages of a step. With overlap they go out once the last ones are in."""
         self._round = 0
+        self._taken = []
         self._waiting_since = now
         return [] if self.lag else self._send()
 
     def _send(self) -> list[Effect]:
-        effects: list[Effect] = []
-        for send in self.outgoing(self._view):
-            under_way = self._under_way.setdefault((send.head.tree, send.to), [])
-            if len(under_way) == MOST_UNDER_WAY:
-                effects.append(Cancel(send.to, under_way.pop(0)))  # R7
-            under_way.append(send.head)
-            effects.append(send)
-        return effects
-
-    def _sent(self, to: PeerId, head: Head) -> list[Effect]:
-        under_way = self._under_way.get((head.tree, to), [])
-        if head in under_way:
-            under_way.remove(head)
-        return []
+        sends = self.outgoing(self._view)
+        return [effect for send in sends for effect in self._under_way.send(send)]
 
     def _advance(self, now: float, *, waited_out: bool = False) -> list[Effect]:
         """Combine as soon as nothing is awaited any more, round after round."""
@@ -273,15 +301,29 @@ class Synchronous(Algorithm):
         return effects
 
     def _complete(self, now: float) -> list[Effect]:
-        inbox = {edge: self._take(edge) for edge in self._edges}
-        effects = self._combine(inbox)
+        inbox, effects = self._take()
+        effects += self._combine(inbox)
         if self._round + 1 < self.rounds:
             self._round += 1
             self._waiting_since = now
             return effects + self._send()
-        effects.append(self._averaged(inbox, now))
+        effects.append(self._averaged(now))
         self._step += 1
         return effects + self._begin_step(now)
+
+    def _take(self) -> tuple[Inbox, list[Effect]]:
+        """What there is to use now (R2), and what turns out to be of no use."""
+        inbox: dict[Edge, Received | None] = dict.fromkeys(self._edges)
+        dropped: list[Effect] = []
+        for edge in inbox:
+            received = self._slot(edge).take(self._due)
+            if received and not self.uses_late and label_of(received.head) < self._due:
+                dropped.append(Drop(received.head, DropReason.STALE))
+            else:
+                inbox[edge] = received
+        used = (label_of(received.head) if received else None for received in inbox.values())
+        self._taken += [(self._due, label) for label in used]
+        return inbox, dropped
 
     def _combine(self, inbox: Inbox) -> list[Effect]:
         if not self.lag:
@@ -292,31 +334,33 @@ class Synchronous(Algorithm):
     def arrived(self, inbox: Inbox) -> None:
         """With overlap: the messages that are about to be both relayed and used."""
 
-    def _averaged(self, inbox: Inbox, now: float) -> Averaged:
-        used = [received for received in inbox.values() if received]
+    def _averaged(self, now: float) -> Averaged:
+        used = [(due, label) for due, label in self._taken if label]
         return Averaged(
             step=self._step,
             counted=self.counted(),
             swarm_size=self._view.n,
-            expected=len(inbox),
-            missed=len(inbox) - len(used),
-            late=sum(label_of(received.head) < self._due for received in used),
-            waited_s=now - self._waiting_since,
+            expected=len(self._taken),
+            missed=len(self._taken) - len(used),
+            late=sum(label < due for due, label in used),
+            waited_s=now - self._trained_at,
         )
 
     # --- what comes in -----------------------------------------------------------------------
 
     def _received(self, event: Received) -> list[Effect]:
-        if self.admit(event.head) is not Verdict.ACCEPTED:
-            return [Drop(event.head, DropReason.STALE)]
+        verdict = self.admit(event.head)
+        if verdict is not Verdict.ACCEPTED:
+            return [Drop(event.head, _REASONS.get(verdict, DropReason.UNEXPECTED))]
         slot = self._slot((event.head.tree, event.head.sender))
-        return [Drop(head, reason) for head, reason in slot.offer(event, self._label)]
+        return [Drop(head, reason) for head, reason in slot.offer(event, self._due)]
 
     def _gone(self, peer: PeerId, head: Head | None) -> list[Effect]:
         if head is None:
-            for (_, other), slot in self._slots.items():
-                slot.silent = slot.silent or other == peer
-        elif self.view and head.epoch == self.view.epoch and head.sender in self.view.members:
+            for edge in [*self._slots, *(self._edges if self.view else ())]:
+                if edge[1] == peer:
+                    self._slot(edge).silent = True
+        elif self.admit(head) is Verdict.ACCEPTED:
             self._slot((head.tree, head.sender)).lost(label_of(head))
         return []
 
@@ -347,14 +391,10 @@ class Synchronous(Algorithm):
 
     @property
     def _edges(self) -> tuple[Edge, ...]:
-        return self.expects(self._view, self._due)
+        """The edges over which the messages due come, if this peer was in the epoch by then."""
+        return self.expects(self._view, self._due) if self._due[0] >= self._epoch_start else ()
 
     def _slot(self, edge: Edge) -> Slot:
         if edge not in self._slots:
-            self._slots[edge] = Slot(start=(self._epoch_start - 1, self.rounds))
+            self._slots[edge] = Slot(start=(self._view.effective_step - 1, self.rounds))
         return self._slots[edge]
-
-    def _take(self, edge: Edge) -> Received | None:
-        received = self._slot(edge).take(self._due)
-        fresh = received is None or self.uses_late or label_of(received.head) == self._due
-        return received if fresh else None
