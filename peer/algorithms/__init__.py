@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from peer.algorithms import relaysgd
+from peer.algorithms import d2, relaysgd, sgp, swarmsgd
 from peer.algorithms.core import Algorithm, Run
 
 ALGORITHMS: Mapping[str, tuple[type[Any], type[Any]]] = {
+    "d2": (d2.D2, d2.Options),
     "relaysgd": (relaysgd.RelaySGD, relaysgd.Options),
+    "sgp": (sgp.SGP, sgp.Options),
+    "swarmsgd": (swarmsgd.SwarmSGD, swarmsgd.Options),
 }
 """Name -> (algorithm, its options, a dataclass)."""
 

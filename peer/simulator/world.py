@@ -21,6 +21,7 @@ from peer.algorithms.core import (
     Finished,
     Gone,
     Head,
+    Kind,
     Message,
     NewView,
     PeerId,
@@ -138,13 +139,22 @@ class Node:
 
 
 class World:
-    """All peers of a simulated swarm, the clock and the network between them."""
+    """All peers of a simulated swarm, the clock and the network between them.
 
-    def __init__(self, link: Link = perfect_link, *, cancels: bool = True) -> None:
+    Messages of one kind and tree between two peers arrive in the order in which they were sent, as
+    the transport sees to; with `ordered = False` they may overtake each other, with
+    `cancels = False` a message that was cancelled arrives all the same.
+    """
+
+    def __init__(
+        self, link: Link = perfect_link, *, cancels: bool = True, ordered: bool = True
+    ) -> None:
         self.now = 0.0
         self.nodes: dict[PeerId, Node] = {}
         self._link = link
-        self._cancels = cancels  # False: every cancellation comes too late
+        self._cancels = cancels
+        self._ordered = ordered
+        self._last_arrival: dict[tuple[PeerId, PeerId, Kind, int], float] = {}
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._cancelled: set[tuple[PeerId, Head]] = set()
@@ -179,7 +189,16 @@ class World:
         if not deliveries:
             self.at(self.now, lambda: self.nodes[sender].feed(SendDone(to, head, None)))
         for delivery in deliveries:
-            self._later(delivery.delay_s, delivery, sender, to, head, payload)
+            delay_s = self._in_turn(delivery.delay_s, sender, to, head)
+            self._later(delay_s, delivery, sender, to, head, payload)
+
+    def _in_turn(self, delay_s: float, sender: PeerId, to: PeerId, head: Head) -> float:
+        if not self._ordered:
+            return delay_s
+        line = (sender, to, head.kind, head.tree)
+        arrival = max(self.now + delay_s, self._last_arrival.get(line, 0.0))
+        self._last_arrival[line] = arrival
+        return arrival - self.now
 
     def cancel(self, to: PeerId, head: Head) -> None:
         if self._cancels:
@@ -213,7 +232,8 @@ class World:
             self._later(RETRY_S, delivery, sender, to, head, payload)
             return
         if verdict is Verdict.ACCEPTED:
-            node.feed(Gone(sender, head) if delivery.lost else _received(head, payload))
+            lost = delivery.lost or head.lost
+            node.feed(Gone(sender, head) if lost else _received(head, payload))
         self.nodes[sender].feed(SendDone(to, head, verdict))
 
 

@@ -1,0 +1,159 @@
+"""Exchanges between two peers, one at a time: calls, answers, and what may go wrong.
+
+The initiator calls with an OFFER; the partner answers with a REPLY; both messages carry the number
+that the initiator gave the exchange. (Initiator, epoch, number) names it: an epoch's digest covers
+incarnations. What belongs here is who is engaged with whom; what is averaged is the method's.
+
+    Busy      A peer that calls or is called answers other offers BUSY, at their header. Two offers
+              that were both admitted before either was in: the second gets an empty REPLY.
+    Crossing  When two peers call each other the lower one's call stands; the other drops its own.
+    Outcomes  both averaged; the partner only; none. After the offer has arrived but no reply, the
+              initiator reckons with "the partner only". A partner whose reply was not answered
+              averages: the reply may have arrived, and the initiator must not be the only one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+
+from peer.algorithms.core import (
+    Cancel,
+    Effect,
+    Head,
+    Kind,
+    Lin,
+    PeerId,
+    Received,
+    Send,
+    Verdict,
+    View,
+    peer_order,
+)
+
+ARRIVED = (Verdict.ACCEPTED, Verdict.DUPLICATE)
+
+
+class Outcome(Enum):
+    """Who averaged, as far as the initiator can know."""
+
+    BOTH = "both"
+    PARTNER_ONLY = "partner only"
+    NONE = "none"
+
+
+@dataclass
+class Call:
+    """This peer's own offer."""
+
+    to: PeerId
+    head: Head
+    deadline: float
+    arrived: bool = False
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Another peer's offer, which was answered."""
+
+    offer: Received
+    reply: Head
+    deadline: float
+
+    @property
+    def initiator(self) -> PeerId:
+        return self.offer.head.sender
+
+
+@dataclass
+class Exchanges:
+    """Which exchange a peer is engaged in, if any. `outcomes` counts its own calls."""
+
+    call: Call | None = None
+    visit: Visit | None = None
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    _number: int = 0  # of the last call
+    _answered: dict[PeerId, int] = field(default_factory=dict)  # initiator -> last number
+
+    @property
+    def engaged(self) -> bool:
+        return self.call is not None or self.visit is not None
+
+    def next_deadline(self) -> float | None:
+        """When patience with the present exchange ends."""
+        deadlines = [engagement.deadline for engagement in (self.call, self.visit) if engagement]
+        return min(deadlines, default=None)
+
+    def judge(self, view: View, head: Head) -> Verdict:
+        """Verdict on an offer or reply that fits the topology. Reads only: see `admit`."""
+        call = self.call
+        if head.kind is Kind.REPLY:
+            return Verdict.ACCEPTED if call and _answers(head, call) else Verdict.STALE_STEP
+        if head.exchange <= self._answered.get(head.sender, 0):
+            return Verdict.DUPLICATE
+        crossing = call is not None and call.to == head.sender
+        stands = crossing and peer_order(head.sender) < peer_order(view.me)
+        return Verdict.BUSY if self.visit or (call and not stands) else Verdict.ACCEPTED
+
+    # --- as initiator ------------------------------------------------------------------------
+
+    def dial(self, view: View, step: int, to: PeerId, lin: Lin, deadline: float) -> list[Effect]:
+        """Call a peer with an offer of `lin`."""
+        assert not self.engaged
+        self._number += 1
+        head = _head(view, step, Kind.OFFER, self._number)
+        self.call = Call(to, head, deadline)
+        return [Send(to, head, (lin,))]
+
+    def hang_up(self, outcome: Outcome | None = None) -> list[Effect]:
+        """End the call; without `outcome`: it failed, how can be told from what arrived."""
+        call, self.call = self.call, None
+        assert call is not None
+        if outcome is None and not call.arrived:
+            self.outcomes[Outcome.NONE] += 1
+            return [Cancel(call.to, call.head)]
+        self.outcomes[outcome or Outcome.PARTNER_ONLY] += 1
+        return []
+
+    # --- as partner --------------------------------------------------------------------------
+
+    def receive(self, offer: Received, view: View, step: int, lin: Lin, deadline: float) -> Send:
+        """Take an offer, and answer it with `lin`."""
+        self._answered[offer.head.sender] = offer.head.exchange
+        reply = _head(view, step, Kind.REPLY, offer.head.exchange)
+        self.visit = Visit(offer, reply, deadline)
+        return Send(offer.head.sender, reply, (lin,))
+
+    def decline(self, offer: Head, view: View, step: int) -> Send:
+        """Answer an offer that was admitted but comes too late, or not at all: an empty reply."""
+        self._answered[offer.sender] = offer.exchange
+        empty = _head(view, step, Kind.REPLY, offer.exchange, refuses=True)
+        return Send(offer.sender, empty, ())
+
+    def part(self) -> Received:
+        """End the visit; returns the offer."""
+        visit, self.visit = self.visit, None
+        assert visit is not None
+        return visit.offer
+
+    def forget(self) -> None:
+        """A new epoch: numbers of another life of the same peer start from one again."""
+        self._answered = {}
+
+
+def _answers(reply: Head, call: Call) -> bool:
+    return reply.sender == call.to and reply.exchange == call.head.exchange
+
+
+def _head(view: View, step: int, kind: Kind, number: int, *, refuses: bool = False) -> Head:
+    return Head(
+        sender=view.me,
+        incarnation=view.members[view.me],
+        epoch=view.epoch,
+        step=step,
+        kind=kind,
+        count=0 if refuses else 1,
+        lost=refuses,
+        exchange=number,
+    )

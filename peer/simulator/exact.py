@@ -1,0 +1,167 @@
+"""Exact arithmetic for the simulated world: vectors of fractions, quadratic losses, views by hand.
+
+With these a paper's identity holds with `==`, where floating point would need a tolerance that
+could hide a mistake.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import TypeAlias
+
+from coordinator.graphs import Graph
+from coordinator.trees import Tree
+from peer.algorithms.core import (
+    LIVE,
+    Coef,
+    Epoch,
+    Head,
+    Kind,
+    Lin,
+    Message,
+    PeerId,
+    Reg,
+    Role,
+    Train,
+    View,
+)
+
+Vector: TypeAlias = tuple[Fraction, ...]
+
+
+class ExactVectors:
+    """One peer's registers as tuples of fractions: `peer.driver.Vectors`.
+
+    From `parameters_end` on (None: nowhere) coordinates stand for float buffers.
+    """
+
+    def __init__(
+        self, live: Vector, roles: Mapping[str, Role], parameters_end: int | None = None
+    ) -> None:
+        self.registers = {LIVE: live, **{name: (Fraction(0),) * len(live) for name in roles}}
+        self._roles = roles
+        self._parameters_end = len(live) if parameters_end is None else parameters_end
+        self._trees = 1
+
+    def __getitem__(self, name: str) -> Vector:
+        return self.registers[name]
+
+    def split(self, trees: int) -> None:
+        self._trees = max(trees, 1)
+
+    def set(self, reg: Reg, lin: Lin, tree: int | None = None) -> None:
+        start, stop = self._span(tree)
+        old = self.registers[reg.name]
+        new = [*old[:start], *self._evaluate(lin, start, stop), *old[stop:]]
+        if self._roles.get(reg.name) is Role.CORRECTION:
+            new[self._parameters_end :] = [Fraction(0)] * (len(old) - self._parameters_end)
+        self.registers[reg.name] = tuple(new)
+
+    def norm(self, lin: Lin, tree: int | None = None) -> float:
+        return math.sqrt(sum(x**2 for x in self._evaluate(lin, *self._span(tree))))
+
+    def outgoing(self, lins: tuple[Lin, ...], head: Head) -> tuple[Vector, ...]:
+        start, stop = self._span(head.tree if head.kind is Kind.RELAY else None)
+        return tuple(self._evaluate(lin, start, stop) for lin in lins)
+
+    def about_to_write(self, name: str) -> None:
+        """Nobody reads late: `outgoing` has formed its value."""
+
+    def _span(self, tree: int | None) -> tuple[int, int]:
+        d = len(self.registers[LIVE])
+        half = (d + 1) // 2
+        if tree is None or self._trees == 1:
+            return (0, d)
+        return (0, half) if tree == 0 else (half, d)
+
+    def _evaluate(self, lin: Lin, start: int, stop: int) -> Vector:
+        total = [Fraction(0)] * (stop - start)
+        for coef, ref in lin.terms:
+            part = self._part(ref, start, stop)
+            total = [a + Fraction(coef) * b for a, b in zip(total, part, strict=True)]
+        return tuple(a / Fraction(lin.divisor) for a in total)
+
+    def _part(self, ref: Reg | Message, start: int, stop: int) -> Vector:
+        if isinstance(ref, Message):
+            payload: Vector = ref.payload
+            return payload
+        return self.registers[ref.name][start:stop]
+
+
+class ExactBody:
+    """A simulated peer that descends on sum over k of curvature_k / 2 (x_k - target_k)^2.
+
+    `local_steps` steps at rate `lr`; a coordinate of curvature 0 stays what it is. `updates` keeps
+    the movement of every step, in order.
+    """
+
+    def __init__(
+        self,
+        vectors: ExactVectors,
+        target: Vector,
+        lr: Coef,
+        *,
+        curvature: Vector | None = None,
+        local_steps: int = 1,
+        duration_s: Callable[[int], float] = lambda step: 1.0,  # noqa: ARG005
+    ) -> None:
+        self.vectors = vectors
+        self.updates: list[Vector] = []
+        self._target = target
+        self._lr = Fraction(lr)
+        self._curvature = curvature or (Fraction(1),) * len(target)
+        self._local_steps = local_steps
+        self._duration_s = duration_s
+
+    def train(self, effect: Train) -> Coef:
+        before = self.vectors[LIVE]
+        rate = self._lr * Fraction(effect.lr_scale)
+        after = before
+        for _ in range(self._local_steps):
+            after = self._descend(after, rate)
+        self.updates.append(tuple(b - a for a, b in zip(before, after, strict=True)))
+        self.vectors.registers[LIVE] = after
+        return rate
+
+    def duration_s(self, effect: Train) -> float:
+        return self._duration_s(effect.step)
+
+    def payload(self, outgoing: tuple[Vector, ...]) -> tuple[Vector, ...]:
+        return outgoing
+
+    def _descend(self, x: Vector, rate: Fraction) -> Vector:
+        return tuple(
+            x_k - rate * c * (x_k - t)
+            for x_k, c, t in zip(x, self._curvature, self._target, strict=True)
+        )
+
+
+def views(
+    trees: Sequence[Tree] = (),
+    graph: Graph | None = None,
+    weights: Mapping[int, Mapping[int, Fraction]] | None = None,
+    *,
+    epoch: Epoch | None = None,
+    effective_step: int = 0,
+    lr_scale: Coef = 1,
+    name: Callable[[int], PeerId] = "peer-{}".format,
+) -> list[View]:
+    """The views of all peers of an epoch: trees to relay on, or a graph with mixing weights."""
+    n = trees[0].n if trees else graph.n if graph else 0
+    members = {name(i): 1 for i in range(n)}
+    return [
+        View(
+            epoch=epoch or Epoch(1, 1),
+            effective_step=effective_step,
+            me=name(i),
+            members=members,
+            trees=tuple({name(j): c for j, c in tree.behind(i).items()} for tree in trees),
+            neighbours=tuple(name(j) for j in graph.neighbours(i)) if graph else (),
+            mixing={name(j): w for j, w in weights[i].items()} if weights else {},
+            lr_scale=lr_scale,
+            diameter=max((tree.diameter for tree in trees), default=0),
+        )
+        for i in range(n)
+    ]
