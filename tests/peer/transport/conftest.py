@@ -1,0 +1,209 @@
+"""A peer's surroundings, recorded: what the transport reports, awaited with a deadline."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from torch import Tensor
+
+from peer.algorithms.core import Epoch, Head, Kind, Verdict
+from peer.codec import Format, encode
+from peer.transport.channel import open_channel
+from peer.transport.client import Outbox
+from peer.transport.contract import Contract, PeerState, Snapshot, Span
+from peer.transport.server import PeerServer
+from peer.transport.wire import header
+from relayswarm.peer.v1 import peer_pb2 as pb
+from relayswarm.peer.v1.peer_pb2_grpc import PeerServiceStub
+
+PATIENCE_S = 20.0
+
+
+class Events:
+    """A list that other threads append to."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.events: list[tuple[Any, ...]] = []
+
+    def add(self, *event: Any) -> None:
+        with self.changed:
+            self.events.append(event)
+            self.changed.notify_all()
+
+    def of(self, name: str) -> list[tuple[Any, ...]]:
+        """What was reported under a name, in order."""
+        with self.changed:
+            return [event[1:] for event in self.events if event[0] == name]
+
+    def wait(self, name: str, count: int = 1) -> list[tuple[Any, ...]]:
+        """The reports under a name, once there are so many."""
+        with self.changed:
+            enough = self.changed.wait_for(lambda: len(self.of(name)) >= count, PATIENCE_S)
+        assert enough, f"waited for {count} {name}; there were only {self.events}"
+        return self.of(name)
+
+
+@dataclass
+class RecordingHandler(Events):
+    """A daemon that takes everything, unless told otherwise."""
+
+    judge: Callable[[Head], Verdict] = lambda _: Verdict.ACCEPTED
+    model: Tensor = field(default_factory=lambda: torch.zeros(0))
+    tensors: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    keep: bool = True  # received vectors
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def admit(self, head: Head) -> Verdict:
+        self.add("admit", head)
+        return self.judge(head)
+
+    def received(self, head: Head, vectors: tuple[Tensor, ...]) -> None:
+        self.add("received", head, vectors if self.keep else tuple(v.clone() for v in vectors))
+
+    def lost(self, head: Head) -> None:
+        self.add("lost", head)
+
+    def broken(self, head: Head) -> None:
+        self.add("broken", head)
+
+    def refused(self, verdict: Verdict, head: Head) -> None:
+        self.add("refused", verdict, head)
+
+    def bytes_in(self, count: int) -> None:
+        self.add("bytes_in", count)
+
+    def snapshot(self) -> Snapshot:
+        self.add("snapshot")
+        return Snapshot(self.model.clone(), 17, self.tensors)
+
+    def state(self) -> PeerState:
+        return PeerState("receiver", 5, Epoch(2, 3, 4), 9, "training", 0.25, 8)
+
+
+class RecordingReports(Events):
+    """Who posts messages."""
+
+    def sent(self, to: str, head: Head, verdict: Verdict | None) -> None:
+        self.add("sent", to, head, verdict)
+
+    def unreachable(self, peer: str) -> None:
+        self.add("unreachable", peer)
+
+    def retried(self, peer: str, reason: str) -> None:
+        self.add("retried", peer, reason)
+
+    def bytes_out(self, count: int) -> None:
+        self.add("bytes_out", count)
+
+
+class VectorOutgoing:
+    """A payload that is there already; `gate`, if given, holds back reading until it is set."""
+
+    def __init__(self, *vectors: Tensor, gate: threading.Event | None = None) -> None:
+        self.vectors = vectors
+        self.sections = len(vectors)
+        self.elements = vectors[0].numel()
+        self.closed = 0
+        self.read_from: set[str] = set()
+        self._gate = gate
+
+    def read(self, section: int, start: int, stop: int) -> Tensor:
+        assert not self.closed, "read after close"
+        self.read_from.add(threading.current_thread().name)
+        if self._gate is not None and start > 0:
+            assert self._gate.wait(PATIENCE_S)
+        return self.vectors[section][start:stop].clone()
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Tools:
+    """Builds what tests talk about, and takes it down after them."""
+
+    Handler = RecordingHandler
+    Reports = RecordingReports
+    Outgoing = VectorOutgoing
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    def contract(self, elements: int = 1000, **changes: Any) -> Contract:
+        given = {"run_id": "run", "fingerprint": 0xFEED_FACE_CAFE_BEEF, "dtype": torch.float32}
+        return Contract(elements=elements, **(given | changes))
+
+    def head(self, step: int = 1, **changes: Any) -> Head:
+        given = {
+            "sender": "sender",
+            "incarnation": 1,
+            "epoch": Epoch(1, 2, 3),
+            "kind": Kind.RELAY,
+            "count": 2,
+        }
+        return Head(step=step, **(given | changes))
+
+    def server(
+        self, handler: RecordingHandler, contract: Contract, listen: str = "127.0.0.1:0", **kw: Any
+    ) -> PeerServer:
+        server = PeerServer(handler, contract, listen, **kw)
+        server.start()
+        self._stack.callback(server.stop, 0.0)
+        return server
+
+    def stub(self, address: str) -> PeerServiceStub:
+        """A foreign peer: plain generated code."""
+        return PeerServiceStub(self.channel(address))
+
+    def channel(self, address: str) -> grpc.Channel:
+        channel = open_channel(address)
+        self._stack.callback(channel.close)
+        return channel
+
+    def outbox(self, reports: RecordingReports, contract: Contract, **kw: Any) -> Outbox:
+        outbox = Outbox("sender", contract, kw.pop("plan", None), reports, **kw)
+        self._stack.callback(outbox.close, 0.0)
+        return outbox
+
+    def header(
+        self, head: Head, contract: Contract, sections: int = 1, **changes: Any
+    ) -> pb.MessageHeader:
+        """A right header, with changes to its fields."""
+        span = contract.span(head.kind, head.tree) or Span(0, contract.elements)
+        message = header(head, contract, [span] * sections)
+        for name, value in changes.items():
+            setattr(message, name, value)
+        return message
+
+    def unary(
+        self, message: pb.MessageHeader, vector: Tensor, fmt: Format = Format.FLOAT32
+    ) -> pb.RelayUnaryRequest:
+        """A whole message by a foreign encoder."""
+        data = bytes(encode(vector, fmt))
+        trailer = pb.Trailer(crc32=zlib.crc32(data))
+        return pb.RelayUnaryRequest(header=message, trailer=trailer, data=data)
+
+    def stream(
+        self, message: pb.MessageHeader, payload: bytes, chunk: int = 1 << 20
+    ) -> Iterator[pb.RelayRequest]:
+        """A streamed message by a foreign encoder, in chunks of so many bytes."""
+        yield pb.RelayRequest(header=message)
+        for start in range(0, len(payload), chunk):
+            yield pb.RelayRequest(offset=start, data=payload[start : start + chunk])
+        yield pb.RelayRequest(trailer=pb.Trailer(crc32=zlib.crc32(payload)))
+
+
+@pytest.fixture
+def tools() -> Iterator[Tools]:
+    with ExitStack() as stack:
+        yield Tools(stack)
