@@ -1,0 +1,1 @@
+"""Local training: the flat model, optimizer steps, data order, random state, checkpoints."""

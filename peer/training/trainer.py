@@ -110,8 +110,9 @@ class Trainer:
         """Take the local steps of `step` on the live vector; `lr_scale` multiplies the rate.
 
         `momentum` (laid out like the vector) takes the place of the optimizer's own momentum as
-        quasi-global momentum, and is not changed. Raises ConfigError if the model's tensors are
-        no longer views into the vector, or the task's loss is not a scalar with a gradient.
+        quasi-global momentum, and is not changed; the optimizer must be sgd then. Raises
+        ConfigError if it is not, if the model's tensors are no longer views into the vector, or
+        if the task's loss is not a scalar with a gradient.
         """
         started = time.perf_counter()
         self.flat.check_views()
@@ -200,6 +201,13 @@ class Trainer:
         return loss.detach()
 
     def _quasi_global_step(self, lr: float, momentum: Tensor) -> None:
+        if self.settings.name != "sgd":
+            raise ConfigError(
+                "optimizer.name",
+                self.settings.name,
+                "cannot be combined with quasi-global momentum",
+                "set it to sgd or choose another algorithm",
+            )
         chosen = self.config.algorithm.momentum
         specs = [spec for spec in self.flat.layout if spec.role == "parameter"]
         momenta = [self.flat.part(momentum, spec) for spec in specs]

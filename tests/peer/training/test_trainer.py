@@ -156,6 +156,12 @@ class TestMomentum:
         plain.train(0)
         assert torch.allclose(trainer.flat.vector, plain.flat.vector, rtol=1e-14)
 
+    def test_is_refused_with_another_optimizer(self) -> None:
+        trainer = quadratic("optimizer.name=adam")
+        with pytest.raises(ConfigError, match="quasi-global") as caught:
+            trainer.train(0, momentum=torch.zeros(10, dtype=torch.float64))
+        assert caught.value.field == "optimizer.name"
+
     def test_buffers_take_no_part(self, rig) -> None:
         one, other = rig.trainer(), rig.trainer()
         end = one.flat.parameters_end
