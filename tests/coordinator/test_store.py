@@ -1,0 +1,85 @@
+"""What the coordinator remembers through a restart, and which files it refuses."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from coordinator.store import Memory, Store
+from relayswarm.config import parse
+from relayswarm.errors import ConfigError
+
+CONFIG = parse("run_id = 'one'\npeers = 4")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "coordinator.sqlite"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    with closing(Store(path)) as opened:
+        yield opened
+
+
+def test_a_new_run_begins_with_the_term_given(store: Store) -> None:
+    assert store.stored_config() is None
+    assert store.open_run(CONFIG, first_term=17) == Memory(17, 0, 0)
+
+
+def test_an_epoch_survives_a_restart(path: Path) -> None:
+    with closing(Store(path)) as before:
+        before.open_run(CONFIG, first_term=17)
+        before.save(Memory(17, 3, 2**64 - 1))
+    with closing(Store(path)) as after:
+        assert after.stored_config() == CONFIG
+        assert after.open_run(CONFIG, first_term=99) == Memory(17, 3, 2**64 - 1)
+
+
+def test_memory_forgets() -> None:
+    with closing(Store()) as before:
+        before.open_run(CONFIG, first_term=17)
+        before.save(Memory(17, 3, 5))
+    with closing(Store()) as after:
+        assert after.open_run(CONFIG, first_term=99) == Memory(99, 0, 0)
+
+
+def test_another_run_is_refused(store: Store, path: Path) -> None:
+    store.open_run(CONFIG, 1)
+    with pytest.raises(ConfigError, match=r"holds the run 'one', not 'two'.*--store") as caught:
+        store.open_run(parse("run_id = 'two'"), 1)
+    assert str(path) in str(caught.value)
+
+
+def test_the_same_run_with_another_config_is_refused_by_name(store: Store) -> None:
+    store.open_run(CONFIG, 1)
+    changed = parse(CONFIG.to_toml(), ["optimizer.lr=0.5"])
+    with pytest.raises(ConfigError, match=r"optimizer\.lr = None, not 0\.5"):
+        store.open_run(changed, 1)
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.*unable to open"):
+        Store(tmp_path / "nowhere" / "store.sqlite")
+
+
+def test_a_file_that_is_no_store_is_refused(path: Path) -> None:
+    path.write_text("This is a letter to my mother, and no database at all." * 20)
+    with pytest.raises(ConfigError, match="not a database"):
+        Store(path)
+
+
+def test_a_store_in_use_is_refused(store: Store, path: Path) -> None:
+    store.open_run(CONFIG, 1)
+    with pytest.raises(ConfigError, match="used by no other coordinator"):
+        Store(path)
+
+
+def test_a_write_that_fails_says_so(path: Path) -> None:
+    store = Store(path)
+    store.open_run(CONFIG, 1)
+    store.close()
+    with pytest.raises(ConfigError, match="cannot be used"):
+        store.save(Memory(1, 1, 1))

@@ -1,0 +1,196 @@
+"""An epoch's layout: what the config wants, and what stands in where it cannot be had."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.graph_files import read_graph
+from coordinator.graphs import GraphError
+from coordinator.members import natural_order
+from coordinator.views import Layout, check_names, lay_out
+from peer.algorithms.core import peer_order
+from relayswarm.config import RunConfig, parse
+
+
+def peers(n: int) -> list[str]:
+    return [f"peer-{k}" for k in range(n)]
+
+
+def config(text: str = "", **topology: object) -> RunConfig:
+    return parse(text, [f"topology.{key}={value}" for key, value in topology.items()])
+
+
+def assert_consistent(layout: Layout) -> None:
+    n = len(layout.members)
+    for me in layout.members:
+        for number, behind in enumerate(layout.trees(me)):
+            assert sum(behind.values()) == n - 1
+            assert all(me in layout.trees(k)[number] for k in behind)
+        assert all(me in layout.neighbours(k) for k in layout.neighbours(me))
+        row = layout.mixing(me)
+        assert set(row) == {me, *layout.neighbours(me)}
+        assert sum(row.values()) == 1
+        assert all(layout.mixing(k)[me] == w for k, w in row.items())
+
+
+@given(st.text("abc0123456789-._", max_size=8), st.text("abc0123456789-._", max_size=8))
+def test_the_visiting_order_is_that_of_the_algorithms(a: str, b: str) -> None:
+    assert natural_order(a) == peer_order(a)
+    assert sorted([a, b], key=natural_order) == sorted([a, b], key=peer_order)
+
+
+def test_peers_stand_in_visiting_order() -> None:
+    layout = lay_out(config(graph="chain"), ["peer-10", "peer-2", "peer-1"])
+    assert layout.members == ("peer-1", "peer-2", "peer-10")
+    assert layout.root == "peer-1"
+    assert layout.tree_edges == ((("peer-1", "peer-2"), ("peer-2", "peer-10")),)
+    assert layout.graph_edges == layout.tree_edges[0]
+    assert layout.trees("peer-2") == ({"peer-1": 1, "peer-10": 1},)
+    assert layout.trees("peer-1") == ({"peer-2": 2},)
+    assert layout.neighbours("peer-1") == ("peer-2",)
+    assert layout.mixing("peer-1") == {"peer-1": Fraction(2, 3), "peer-2": Fraction(1, 3)}
+    assert layout.diameter == 2
+    assert layout.notes == ()
+
+
+def test_the_learning_rate_factor_is_the_trees() -> None:
+    assert lay_out(config(graph="chain"), peers(16)).lr_factor == Fraction(43, 8)
+    assert lay_out(config(graph="chain"), peers(4)).lr_factor == Fraction(3, 2)
+    overlapping = parse("[algorithm]\noverlap = true\n[topology]\ngraph = 'chain'")
+    assert lay_out(overlapping, peers(4)).lr_factor == 1 + Fraction(2 * 10, 16)
+
+
+@pytest.mark.parametrize("tree", ["spanning-tree", "double-binary-trees"])
+@given(n=st.integers(1, 40), seed=st.integers(0, 5))
+def test_whatever_the_number_of_peers_there_is_a_consistent_layout(
+    tree: str, n: int, seed: int
+) -> None:
+    layout = lay_out(parse(f"seed = {seed}", [f"topology.tree={tree}"]), peers(n))
+    assert len(layout.topology.trees) == (1 if tree == "spanning-tree" else 2)
+    assert_consistent(layout)
+
+
+def test_a_swarm_of_one_has_no_neighbours() -> None:
+    layout = lay_out(config(graph="torus"), ["alice"])
+    assert layout.trees("alice") == ({},)
+    assert layout.neighbours("alice") == ()
+    assert layout.mixing("alice") == {"alice": 1}
+    assert (layout.diameter, layout.lr_factor, layout.notes) == (0, 1, ())
+    assert layout.neighbourhoods() == {"alice": (frozenset(), frozenset())}
+
+
+@pytest.mark.parametrize(
+    ("graph", "n", "words"), [("random-regular", 7, "degree"), ("torus", 5, "rows times columns")]
+)
+def test_a_graph_that_does_not_exist_for_this_number_is_replaced(
+    graph: str, n: int, words: str
+) -> None:
+    layout = lay_out(config(graph=graph), peers(n))
+    (note,) = layout.notes
+    assert words in note
+    assert f"{graph!r} of these {n} peers" in note
+    assert "candidate graph" in note
+    assert_consistent(layout)
+
+
+def test_double_binary_trees_bring_their_graph_where_it_lacks_their_edges() -> None:
+    layout = lay_out(config(graph="ring", tree="double-binary-trees"), peers(8))
+    assert "the graph lacks the edge" in layout.notes[0]
+    assert len(layout.tree_edges) == 2
+    assert set(layout.graph_edges) == {edge for tree in layout.tree_edges for edge in tree}
+    assert lay_out(config(graph="complete", tree="double-binary-trees"), peers(8)).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("weights", "diagonal"), [("metropolis", "1/3"), ("uniform", "1/3"), ("lazy", "2/3")]
+)
+def test_weights(weights: str, diagonal: str) -> None:
+    chosen = parse(f"[algorithm]\nweights = '{weights}'\n[topology]\ngraph = 'ring'")
+    assert lay_out(chosen, peers(5)).mixing("peer-0")["peer-0"] == Fraction(diagonal)
+
+
+def test_weights_that_the_graph_does_not_allow_are_replaced() -> None:
+    chosen = parse("[algorithm]\nweights = 'uniform'\n[topology]\ngraph = 'chain'")
+    layout = lay_out(chosen, peers(3))
+    assert "no uniform weights" in layout.notes[0]
+    assert_consistent(layout)
+
+
+# --- graphs from a file --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def star_of_five(tmp_path: Path) -> Path:
+    """A star around its third node, plus one edge between the last two."""
+    path = tmp_path / "star.txt"
+    path.write_text("10 30\n20 30\n40 30\n50 30 7\n40 50\n")
+    return path
+
+
+def on_file(path: Path, members: list[str]) -> Layout:
+    return lay_out(config(graph="file", file=f"'{path}'"), members, read_graph(path))
+
+
+def test_with_all_peers_there_the_kth_takes_the_kth_node(star_of_five: Path) -> None:
+    layout = on_file(star_of_five, ["a", "b", "c", "d", "e"])
+    assert layout.neighbours("c") == ("a", "b", "d", "e")
+    assert ("c", "d") in layout.tree_edges[0]
+    assert ("d", "e") in layout.tree_edges[0]  # cost 1 + 1 is less than 7
+    assert layout.notes == ()
+
+
+def test_when_some_are_missing_a_peer_keeps_the_node_of_its_number(star_of_five: Path) -> None:
+    layout = on_file(star_of_five, ["peer-1", "peer-2", "peer-4"])
+    assert layout.neighbours("peer-2") == ("peer-1", "peer-4")
+    assert layout.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        (["peer-0", "peer-1", "peer-3"], "parts"),  # without the hub the file's graph falls apart
+        (["peer-0", "peer-9"], "ids do not say"),
+        (["a1", "b1", "c2"], "ids do not say"),
+        (["alice", "bob"], "ids do not say"),
+    ],
+)
+def test_a_file_that_cannot_be_followed_is_replaced(
+    star_of_five: Path, members: list[str], words: str
+) -> None:
+    layout = on_file(star_of_five, members)
+    assert words in layout.notes[0]
+    assert_consistent(layout)
+
+
+@pytest.mark.parametrize(
+    ("topology", "words"),
+    [({"graph": "rng"}, "ring"), ({"graph": "file"}, "topology.file")],
+)
+def test_names_are_checked_before_the_run(topology: dict[str, str], words: str) -> None:
+    with pytest.raises(GraphError, match=words):
+        check_names(config(**topology))
+
+
+def test_names_of_graphs_that_do_not_exist_for_this_number_pass() -> None:
+    check_names(parse("peers = 7"))
+    check_names(config(graph="file", file="x.txt"))
+
+
+# --- digest --------------------------------------------------------------------------------------
+
+
+def test_the_digest_tells_members_lives_and_trees_apart() -> None:
+    chain, star = (lay_out(config(graph=g), peers(4)) for g in ("chain", "star"))
+    lives = dict.fromkeys(chain.members, 1)
+    digests = {
+        chain.digest(lives),
+        star.digest(lives),
+        chain.digest(lives | {"peer-3": 2}),
+        lay_out(config(graph="chain"), peers(3)).digest(lives),
+    }
+    assert len(digests) == 4
+    assert all(0 <= digest < 2**64 for digest in digests)
+    assert chain.digest(lives) == lay_out(config(graph="chain"), peers(4)[::-1]).digest(lives)
