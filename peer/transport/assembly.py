@@ -46,10 +46,15 @@ class Assembly:
             return Verdict.BAD_LENGTH
         return Verdict.ACCEPTED if crc32 == self._crc32 else Verdict.CHECKSUM
 
-    @property
-    def vectors(self) -> tuple[Tensor, ...]:
-        """One vector of shape (elements,) for each section; they share the buffer's memory."""
-        return self._buffer.view(self._sections, -1).unbind(0)
+    def take(self) -> tuple[Tensor, ...]:
+        """One vector of shape (elements,) for each section, in the buffer, which is let go."""
+        vectors = self._buffer.view(self._sections, -1).unbind(0)
+        self.release()
+        return vectors
+
+    def release(self) -> None:
+        """Let the buffer go. Said aloud, as a traceback may keep this object for long."""
+        self._buffer = self._buffer.new_empty(0)
 
     def _whole_elements(self, data: Bytes) -> Bytes:
         if not self._carry and len(data) % self._format.itemsize == 0:

@@ -213,13 +213,15 @@ class _Reception:
 
     def __exit__(self, *exception: object) -> None:
         if not self._reported:  # cancelled, disconnected or malformed
+            self.assembly.release()
             self._handler.broken(self._head)
 
     def end(self, verdict: Verdict) -> Verdict:
         self._reported = True
         if verdict is Verdict.ACCEPTED:
-            self._handler.received(self._head, self.assembly.vectors)
+            self._handler.received(self._head, self.assembly.take())
         else:
+            self.assembly.release()
             self._handler.refused(verdict, self._head)
             self._handler.broken(self._head)
         return verdict

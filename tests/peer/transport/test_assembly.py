@@ -1,7 +1,9 @@
 """Payloads are put together from chunks of any size, and checked on the way."""
 
 import itertools
+import weakref
 import zlib
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +40,7 @@ def test_chunks_may_end_anywhere(
     cuts = data.draw(st.lists(st.integers(0, len(payload)), max_size=6))
     assembly = Assembly(torch.full_like(vector, torch.nan), 2, fmt)
     assert feed(assembly, payload, cuts) is Verdict.ACCEPTED
-    first, second = assembly.vectors
+    first, second = assembly.take()
     assert first.shape == second.shape == (len(values) // 2,)
     assert torch.equal(torch.cat([first, second]), roundtrip(vector, fmt))
 
@@ -90,4 +92,14 @@ def test_what_is_not_finite_ends_the_message_at_once() -> None:
 def test_a_message_of_no_elements_is_whole() -> None:
     assembly = Assembly(torch.zeros(0), 1, Format.FLOAT32)
     assert assembly.finish(0) is Verdict.ACCEPTED
-    assert [vector.shape for vector in assembly.vectors] == [(0,)]
+    assert [vector.shape for vector in assembly.take()] == [(0,)]
+
+
+@pytest.mark.parametrize("way", [Assembly.take, Assembly.release])
+def test_lets_its_buffer_go(way: Any) -> None:
+    buffer = torch.zeros(4)
+    memory = weakref.ref(buffer)
+    assembly = Assembly(buffer, 1, Format.FLOAT32)
+    del buffer
+    way(assembly)
+    assert memory() is None
