@@ -8,7 +8,6 @@ the mean of the shards' gradients.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peer.announce import finite
 from peer.outcome import Metrics
 from peer.tasks.registry import load_task
 from peer.training.trainer import Trainer, make_site
@@ -116,12 +116,7 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
 
 def plain(measured: Mapping[str, Measured]) -> Metrics:
     """The values alone."""
-    return {name: finite(m.value) for name, m in measured.items()}
-
-
-def finite(value: float) -> float | None:
-    """None in place of what JSON cannot hold."""
-    return float(value) if math.isfinite(value) else None
+    return {name: finite(float(m.value)) for name, m in measured.items()}
 
 
 class AllShards(Task):

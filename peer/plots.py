@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from coordinator.double_binary_trees import mirror
@@ -95,7 +96,7 @@ def _draw_losses(axes: Axes, peers: Sequence[PeerOutcome], baseline: Baseline | 
     positive = [curve for curve in curves if len(curve) and curve[:, 1].min() > 0]
     if positive and len(positive) == len(curves):
         axes.set_yscale("log")
-    _finish(axes, "training loss (each peer on its own data)", "loss")
+    _finish(axes, "training loss (each peer on its own data, running mean)", "loss")
 
 
 def _draw_evaluations(
@@ -106,7 +107,9 @@ def _draw_evaluations(
     level = baseline.metrics.get(metric) if baseline else None
     if level is not None:
         axes.axhline(level, ls="--", color=BASELINE_COLOUR, lw=1.6, label="centralized, at the end")
-    if not higher_is_better(metric):
+    if higher_is_better(metric):
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    else:
         axes.set_yscale("log")
     _finish(axes, f"test {metric} (each peer on the common test set)", metric)
 
@@ -145,14 +148,14 @@ def _points(pairs: Sequence[tuple[int, float | None]]) -> Floats:
 
 
 def _smooth(points: Floats) -> Floats:
-    """A centred moving average that narrows toward the ends, so that it begins and ends true."""
-    reach = max(0, len(points) // (2 * SMOOTHING))
-    if reach == 0:
-        return points
+    """A centred moving average. It begins with the first value, which is no single batch's luck,
+    and narrows to its backward half at the end."""
+    reach = len(points) // (2 * SMOOTHING)
     total = np.concatenate([[0.0], np.cumsum(points[:, 1])])
     at = np.arange(len(points))
-    near = np.minimum(reach, np.minimum(at, len(points) - 1 - at))
-    means = (total[at + near + 1] - total[at - near]) / (2 * near + 1)
+    first = at - np.minimum(reach, at)
+    last = at + np.minimum(np.minimum(reach, at), len(points) - 1 - at)
+    means = (total[last + 1] - total[first]) / (last - first + 1)
     return np.column_stack([points[:, 0], means])
 
 

@@ -43,9 +43,9 @@ def peer_table(progress: Progress) -> Table:
     table.add_column("peer")
     table.add_column("step", justify="right")
     table.add_column("", width=16)
-    for name in ("loss", "models", "sent"):
-        table.add_column(name, justify="right")
-    table.add_column("state")
+    for name, width in (("loss", 8), ("models", 8), ("sent", 9)):
+        table.add_column(name, justify="right", min_width=width)
+    table.add_column("state", min_width=10)
     for peer in progress.in_order:
         bar = ProgressBar(total=progress.steps, completed=peer.step, width=16)
         table.add_row(peer.id, f"{peer.step}/{progress.steps}", bar, *_figures(peer))

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -201,9 +202,17 @@ def _report(
         except KeyboardInterrupt:
             was_interrupted = True
     whole, small = (*baselines, None, None)[:2]
-    report = write_report(outcome, options.report, Comparison(consensus, whole, small))
+    report = _written(outcome, options.report, Comparison(consensus, whole, small))
     display.finished(report, options.report)
     return was_interrupted
+
+
+def _written(outcome: RunOutcome, directory: Path, comparison: Comparison) -> dict[str, Any]:
+    try:
+        return write_report(outcome, directory, comparison)
+    except (OSError, SafetensorError) as error:
+        remedy = f"make room; the peers' models are in {directory / STATE}"
+        raise ConfigError("--report", str(directory), f"not written ({error})", remedy) from error
 
 
 def _baselines(first: Trainer, config: RunConfig, display: Display) -> Iterator[Baseline]:
