@@ -27,6 +27,7 @@ BACKLOG = 2
 FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 1.0
 LONGEST_RETRY_S = 0.2  # after BUSY and EPOCH_AHEAD
+RETRY_GROWTH_LIMIT = 1 << 10
 UNARY_TIMEOUT_S = 20.0  # for a peer that is connected but hangs
 
 _UNREACHABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
@@ -202,7 +203,7 @@ class Sender:
         self._reached()
         verdict = verdict_of(response)
         if verdict in (Verdict.EPOCH_AHEAD, Verdict.BUSY):
-            wait_s = response.retry_after_ms / 1000 * _growth(letter)
+            wait_s = response.retry_after_ms / 1000 * growth(letter.attempt)
             self._again(letter, min(wait_s, LONGEST_RETRY_S), verdict.name)
         else:
             self._finish(letter, verdict)
@@ -213,7 +214,7 @@ class Sender:
         elif code is not grpc.StatusCode.CANCELLED:
             self._reached()
         if code in _PASSING:
-            wait_s = FIRST_BACKOFF_S * _growth(letter)
+            wait_s = FIRST_BACKOFF_S * growth(letter.attempt)
             self._again(letter, min(wait_s, LONGEST_BACKOFF_S), code.name)
         else:
             log.warning("%s refuses a message: %s", self._peer, code.name)
@@ -256,6 +257,6 @@ class Sender:
             self._changed.notify_all()
 
 
-def _growth(letter: Letter) -> int:
-    """Doubles with each attempt; bounded, as attempts may go on for hours."""
-    return 1 << min(letter.attempt, 10)
+def growth(attempt: int) -> int:
+    """By how much the wait after an attempt (from 0) is longer than the first one."""
+    return RETRY_GROWTH_LIMIT if attempt > 10 else 1 << attempt
