@@ -10,13 +10,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from math import nan
+from typing import TypeVar
 
 import grpc
 
 from peer.algorithms.core import Epoch, PeerId
-from peer.transport.channel import open_channel
+from peer.transport.channel import open_channel, split_address
 from peer.transport.topology_watch import (
     FIRST_RETRY_S,
     LAST_RETRY_S,
@@ -37,8 +40,10 @@ MIN_VERSION, MAX_VERSION = 1, 1
 """Range of protocol versions that this peer speaks."""
 
 CALL_TIMEOUT_S = 5.0
+GOODBYE_TIMEOUT_S = 2.5
 PROGRESS_EVERY_S = 5.0  # between log lines while the coordinator is away
 
+T = TypeVar("T")
 _AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
@@ -89,7 +94,9 @@ class CoordinatorClient:
     """The line to one coordinator. Thread-safe; `close` ends whatever waits in here."""
 
     def __init__(self, address: str) -> None:
-        """Prepare to talk to HOST:PORT; nothing is connected yet."""
+        """Prepare to talk to HOST:PORT; nothing is connected yet. Raises ConfigError if it is no
+        such address."""
+        split_address(address, "--coordinator")
         self.address = address
         self._channel = open_channel(address)
         self._stub = pb_grpc.CoordinatorServiceStub(self._channel)
@@ -106,7 +113,7 @@ class CoordinatorClient:
 
         Raises JoinError with the coordinator's words if it refuses, or if none answers in time.
         """
-        response = self._call_until(_join_request(info), time.monotonic() + patience_s, patience_s)
+        response = self._join_until(_join_request(info), patience_s)
         config = run_config.parse(response.run_config, source="run config of the coordinator")
         self._run_id, self._lease_s = response.run_id, response.lease_ms / 1000
         self._correct_lr = config.optimizer.relay_lr_correction
@@ -124,7 +131,8 @@ class CoordinatorClient:
         """Renew the lease: its length in seconds, or None if it has run out and the peer has to
         join again. A coordinator that is away changes nothing: the length is as it was."""
         try:
-            answer = self._stub.RenewLease(self._renew_request(renewal), timeout=CALL_TIMEOUT_S)
+            request = self._renew_request(renewal)
+            answer = self._call(lambda: self._stub.RenewLease(request, timeout=CALL_TIMEOUT_S))
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return None
@@ -168,7 +176,9 @@ class CoordinatorClient:
             run_id=self._run_id, peer_id=peer_id, incarnation=incarnation, finished=finished
         )
         try:
-            self._stub.Leave(request, timeout=CALL_TIMEOUT_S / 2, wait_for_ready=True)
+            self._call(
+                lambda: self._stub.Leave(request, timeout=GOODBYE_TIMEOUT_S, wait_for_ready=True)
+            )
         except grpc.RpcError as error:
             log.warning("the coordinator did not hear our goodbye (%s)", words(error))
             return False
@@ -182,23 +192,31 @@ class CoordinatorClient:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _call_until(
-        self, request: pb.JoinRequest, deadline: float, patience_s: float
-    ) -> pb.JoinResponse:
+    def _call(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except ValueError as error:  # is how gRPC says that a channel is closed
+            if not self._closed.is_set():
+                raise
+            raise _Closed from error
+
+    def _join_until(self, request: pb.JoinRequest, patience_s: float) -> pb.JoinResponse:
+        deadline = time.monotonic() + patience_s
         pause_s, next_line = FIRST_RETRY_S, time.monotonic()
         while True:
-            left_s = deadline - time.monotonic()
+            left_s = max(0.0, deadline - time.monotonic())
+            timeout_s = max(0.1, min(CALL_TIMEOUT_S, left_s))
             try:
-                return self._stub.Join(request, timeout=max(0.1, min(CALL_TIMEOUT_S, left_s)))
+                return self._call(partial(self._stub.Join, request, timeout=timeout_s))
             except grpc.RpcError as error:
-                if error.code() not in _AWAY:
+                if not self._closed.is_set() and error.code() not in _AWAY:
                     raise self._refusal(error) from error
-                if left_s <= 0:
+                if left_s == 0:
                     raise self._no_answer(patience_s, error) from error
             if time.monotonic() >= next_line:
                 log.info("waiting for the coordinator at %s, %.0f s more", self.address, left_s)
                 next_line += PROGRESS_EVERY_S
-            if self._closed.wait(min(pause_s, max(0.0, left_s))):
+            if self._closed.wait(min(pause_s, left_s)):
                 raise JoinError("stopped while waiting for the coordinator")
             pause_s = min(2 * pause_s, LAST_RETRY_S)
 
@@ -243,6 +261,16 @@ class CoordinatorClient:
         with self._guard:
             watch, self._watch = self._watch, None
         return watch.end() if watch else Epoch()
+
+
+class _Closed(grpc.RpcError):
+    """A call after the line was closed."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.CANCELLED
+
+    def details(self) -> str:
+        return "this line is closed"
 
 
 def _join_request(info: JoinInfo) -> pb.JoinRequest:

@@ -1,0 +1,376 @@
+"""A peer's line to the real coordinator on loopback, through refusals, absences and restarts."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from coordinator.conductor import Conductor, Publication
+from coordinator.members import Gone, Reason, RunFinished
+from coordinator.service import CoordinatorServer
+from coordinator.store import Store
+from peer.algorithms.core import Epoch, View
+from peer.transport.coordinator_client import CoordinatorClient, JoinInfo, Renewal
+from peer.transport.topology_watch import TopologyWatch, to_view
+from relayswarm.config import parse
+from relayswarm.coordinator.v1 import coordinator_pb2 as pb
+from relayswarm.errors import ConfigError, ExitCode, JoinError
+
+PATIENCE_S = 20.0
+CHAIN = "[topology]\ngraph = 'chain'"
+
+
+class Coordinator:
+    """A coordinator that can be stopped and started again at its address."""
+
+    def __init__(self, text: str, path: Path | None) -> None:
+        self._config, self._path = parse(text), path
+        self.address = "127.0.0.1:0"
+        self.notices: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self.start()
+
+    def start(self) -> None:
+        self._store = Store(self._path)
+        self.conductor = Conductor(self._config, self._store)
+        self.conductor.listeners.append(self.notices.put)
+        self._server = CoordinatorServer(self.conductor, self.address)
+        self.address = self._server.address
+        self._server.start()
+        self.conductor.start()
+        self.running = True
+
+    def stop(self) -> None:
+        if self.running:
+            self._server.stop()
+            self._store.close()
+        self.running = False
+
+    def await_notice(self, kind: type) -> Any:
+        while not isinstance(notice := self.notices.get(timeout=PATIENCE_S), kind):
+            pass
+        return notice
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture
+def start(stack: ExitStack) -> Callable[..., Coordinator]:
+    def started(text: str = "", path: Path | None = None) -> Coordinator:
+        coordinator = Coordinator(text, path)
+        stack.callback(coordinator.stop)
+        return coordinator
+
+    return started
+
+
+@pytest.fixture
+def line(stack: ExitStack) -> Callable[[str], CoordinatorClient]:
+    return lambda address: stack.enter_context(closing(CoordinatorClient(address)))
+
+
+class Views:
+    """What a watch hands out."""
+
+    def __init__(self) -> None:
+        self.waiting: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+        self.views: queue.SimpleQueue[tuple[View, dict[str, str]]] = queue.SimpleQueue()
+
+    def callbacks(self) -> dict[str, Any]:
+        return {
+            "on_view": lambda *view: self.views.put(view),
+            "on_waiting": lambda *counts: self.waiting.put(counts),
+        }
+
+    def next_view(self) -> View:
+        return self.views.get(timeout=PATIENCE_S)[0]
+
+
+def info(number: int, **fields: Any) -> JoinInfo:
+    known = {"peer_id": f"peer-{number}", "address": f"127.0.0.1:{7000 + number}"}
+    return JoinInfo(**({"incarnation": 3, "fingerprint": 9} | known | fields))
+
+
+def join_and_watch(client: CoordinatorClient, number: int, **fields: Any) -> Views:
+    joined, views = client.join(info(number, **fields)), Views()
+    client.watch(joined.peer_id, 3, **views.callbacks())
+    return views
+
+
+# --- joining -------------------------------------------------------------------------------------
+
+
+def test_join_as_candidate_then_as_member(start: Any, line: Any) -> None:
+    coordinator = start("peers = 2\nseed = 4\n[coordinator]\nlease_s = 5")
+    client = line(coordinator.address)
+    candidate = client.join(JoinInfo(incarnation=3))
+    assert (candidate.peer_id, candidate.shard, candidate.lease_s) == ("peer-0", 0, 5.0)
+    assert (candidate.run_id, candidate.protocol_version) == ("run", 1)
+    assert (candidate.donors, parse(candidate.run_config).seed) == ((), 4)
+    assert client.join(info(0)).peer_id == "peer-0"
+    assert coordinator.conductor.membership.present == ("peer-0",)
+
+
+def test_a_newcomer_is_told_its_donors(start: Any, line: Any) -> None:
+    coordinator = start("peers = 1")
+    client = line(coordinator.address)
+    client.join(info(0))
+    coordinator.await_notice(Publication)
+    assert client.join(info(1)).donors == ("127.0.0.1:7000",)
+
+
+def test_a_refusal_has_the_coordinators_words(start: Any, line: Any) -> None:
+    coordinator = start()
+    client = line(coordinator.address)
+    with pytest.raises(JoinError, match=r"run_id = 'mine'.*serves the run 'run'") as caught:
+        client.join(info(0, run_id="mine"))
+    assert caught.value.exit_code is ExitCode.COULD_NOT_JOIN
+    assert coordinator.address in str(caught.value)
+
+
+def test_a_coordinator_that_never_answers_is_named(start: Any, line: Any) -> None:
+    coordinator = start()
+    coordinator.stop()
+    with pytest.raises(JoinError, match=r"no coordinator answered within 0\.3 s") as caught:
+        line(coordinator.address).join(info(0), patience_s=0.3)
+    assert coordinator.address in str(caught.value)
+
+
+def test_an_address_that_is_none_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="--coordinator"):
+        CoordinatorClient("nonsense")
+
+
+def test_a_coordinator_that_comes_late_is_waited_for(
+    start: Any, line: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "relayswarm.peer")
+    coordinator = start()
+    coordinator.stop()
+    client = line(coordinator.address)
+    with ThreadPoolExecutor(1) as pool:
+        joined = pool.submit(client.join, info(0), PATIENCE_S)
+        coordinator.start()
+        assert joined.result(PATIENCE_S).peer_id == "peer-0"
+
+
+def test_closing_the_line_ends_a_wait(start: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "relayswarm.peer")
+    coordinator = start()
+    coordinator.stop()
+    client = CoordinatorClient(coordinator.address)
+    with ThreadPoolExecutor(1) as pool:
+        joined = pool.submit(client.join, info(0), PATIENCE_S)
+        client.close()
+        with pytest.raises(JoinError, match="stopped"):
+            joined.result(PATIENCE_S)
+
+
+def test_another_service_is_recognised(line: Any, stack: ExitStack) -> None:
+    server = grpc.server(stack.enter_context(ThreadPoolExecutor(1)))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    stack.callback(lambda: server.stop(None).wait())
+    with pytest.raises(JoinError, match="no relayswarm coordinator"):
+        line(f"127.0.0.1:{port}").join(info(0))
+
+
+# --- leases --------------------------------------------------------------------------------------
+
+
+def test_a_renewal_reports_and_returns_the_lease(start: Any, line: Any) -> None:
+    coordinator = start("[coordinator]\nlease_s = 4")
+    client = line(coordinator.address)
+    client.join(info(0))
+    epoch = Epoch(1, 2, 3)
+    renewal = Renewal("peer-0", 3, epoch, 7, 0.5, "averaging", 4, frozenset({"peer-1"}))
+    assert client.renew(renewal) == 4.0
+    member = coordinator.conductor.membership.members["peer-0"]
+    assert (member.progress.step, member.loss, member.state) == (7, 0.5, "averaging")
+    assert (member.models_counted, member.unreachable) == (4, {"peer-1"})
+
+
+def test_a_lease_that_has_run_out_is_no_lease(start: Any, line: Any) -> None:
+    coordinator = start("peers = 1\n[coordinator]\nlease_s = 0.3")
+    client = line(coordinator.address)
+    client.join(info(0))
+    coordinator.await_notice(Gone)
+    assert client.renew(Renewal("peer-0", 3)) is None
+
+
+def test_a_coordinator_that_is_away_changes_nothing(
+    start: Any, line: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "relayswarm.peer")
+    coordinator = start("[coordinator]\nlease_s = 4")
+    client = line(coordinator.address)
+    client.join(info(0))
+    coordinator.stop()
+    assert client.renew(Renewal("peer-0", 3)) == 4.0
+    assert client.renew(Renewal("peer-0", 3)) == 4.0
+    away = [r for r in caplog.records if "going on without it" in r.message]
+    assert len(away) == 1
+
+
+# --- views ---------------------------------------------------------------------------------------
+
+
+def test_views_arrive_as_algorithms_know_them(start: Any, line: Any) -> None:
+    coordinator = start(f"peers = 4\n{CHAIN}")
+    clients = [line(coordinator.address) for _ in range(4)]
+    watches = [join_and_watch(client, k) for k, client in enumerate(clients)]
+    view, addresses = watches[1].views.get(timeout=PATIENCE_S)
+    elected = coordinator.await_notice(Publication)
+    assert view == View(
+        epoch=Epoch(elected.elected.term, 1, elected.digest),
+        effective_step=0,
+        me="peer-1",
+        members={f"peer-{k}": 3 for k in range(4)},
+        trees=({"peer-0": 1, "peer-2": 2},),
+        neighbours=("peer-0", "peer-2"),
+        mixing={"peer-0": 1 / 3, "peer-1": 1 / 3, "peer-2": 1 / 3},
+        lr_scale=1,
+        diameter=3,
+    )
+    assert addresses == {f"peer-{k}": f"127.0.0.1:{7000 + k}" for k in range(4)}
+    assert watches[0].waiting.get(timeout=PATIENCE_S)[1] == 4
+
+
+def test_the_learning_rate_factor_is_exact_and_only_on_request(start: Any, line: Any) -> None:
+    coordinator = start(f"peers = 4\n[optimizer]\nrelay_lr_correction = true\n{CHAIN}")
+    clients = [line(coordinator.address) for _ in range(4)]
+    watches = [join_and_watch(client, k) for k, client in enumerate(clients)]
+    assert watches[2].next_view().lr_scale == Fraction(3, 2)
+
+
+def test_two_trees_arrive_as_two(start: Any, line: Any) -> None:
+    coordinator = start("peers = 2\n[topology]\ntree = 'double-binary-trees'\ngraph = 'complete'")
+    watches = [join_and_watch(line(coordinator.address), k) for k in range(2)]
+    assert watches[0].next_view().trees == ({"peer-1": 1}, {"peer-1": 1})
+
+
+def test_a_change_brings_a_new_view(start: Any, line: Any) -> None:
+    coordinator = start(f"peers = 2\n{CHAIN}")
+    first, second = line(coordinator.address), line(coordinator.address)
+    views = join_and_watch(first, 0)
+    join_and_watch(second, 1)
+    before = views.next_view()
+    assert second.leave("peer-1", 3)
+    after = views.next_view()
+    assert coordinator.await_notice(Gone).reason is Reason.LEFT
+    assert (after.epoch.number, list(after.members)) == (before.epoch.number + 1, ["peer-0"])
+
+
+@pytest.mark.parametrize("keeps_its_file", [True, False])
+def test_a_swarm_goes_on_after_its_coordinator_was_restarted(
+    start: Any, line: Any, tmp_path: Path, keeps_its_file: bool
+) -> None:
+    path = tmp_path / "store" if keeps_its_file else None
+    coordinator = start(f"peers = 2\n[coordinator]\nlease_s = 1.5\n{CHAIN}", path)
+    clients = [line(coordinator.address) for _ in range(2)]
+    watches = [join_and_watch(client, k) for k, client in enumerate(clients)]
+    before = [watch.next_view() for watch in watches]
+    coordinator.stop()
+    coordinator.start()
+    for k, client in enumerate(clients):
+        renewal = Renewal(f"peer-{k}", 3, before[k].epoch, step=40)
+        while client.renew(renewal) is not None:
+            pass  # until the line is mended
+        client.join(info(k, step=40, known_epoch=before[k].epoch))
+        client.watch(f"peer-{k}", 3, **watches[k].callbacks())
+    while watches[0].views.empty() or watches[1].views.empty():
+        for k, client in enumerate(clients):
+            assert client.renew(Renewal(f"peer-{k}", 3, before[k].epoch, step=40)) is not None
+    after = [watch.next_view() for watch in watches]
+    assert coordinator.await_notice(Publication)  # of the first life
+    published = coordinator.await_notice(Publication)
+    assert published.elected.reason is Reason.RESTORED
+    assert {view.epoch.digest for view in after} == {published.digest}
+    assert all(a.epoch.age > b.epoch.age for a, b in zip(after, before, strict=True))
+    assert all(view.effective_step >= 41 for view in after)
+
+
+# --- leaving -------------------------------------------------------------------------------------
+
+
+def test_the_last_to_finish_finishes_the_run(start: Any, line: Any) -> None:
+    coordinator = start("peers = 1")
+    client = line(coordinator.address)
+    join_and_watch(client, 0).next_view()
+    assert client.leave("peer-0", 3, finished=True)
+    coordinator.await_notice(RunFinished)
+
+
+def test_a_goodbye_that_nobody_hears_is_no_error(start: Any, line: Any) -> None:
+    coordinator = start()
+    client = line(coordinator.address)
+    client.join(info(0))
+    coordinator.stop()
+    assert client.leave("peer-0", 3) is False
+
+
+# --- broken streams ------------------------------------------------------------------------------
+
+
+class Broken(grpc.RpcError):
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        return "the cable was cut"
+
+
+class Script:
+    """A stream that gives what it was told to, and then breaks or waits to be cancelled."""
+
+    def __init__(self, ages: list[tuple[int, int]], *, breaks: bool) -> None:
+        self._ages, self._breaks = ages, breaks
+        self._cancelled = threading.Event()
+
+    def __iter__(self) -> Iterator[pb.WatchTopologyResponse]:
+        for term, number in self._ages:
+            view = pb.View(lr_factor="1")
+            view.epoch.term, view.epoch.number = term, number
+            yield pb.WatchTopologyResponse(view=view)
+        if not self._breaks:
+            self._cancelled.wait(PATIENCE_S)
+        raise Broken
+
+    def cancel(self) -> bool:
+        self._cancelled.set()
+        return True
+
+
+def test_no_view_is_handed_out_twice_nor_an_older_one_after_a_newer() -> None:
+    scripts = [
+        Script([(5, 1), (5, 2)], breaks=True),
+        Script([(5, 2), (4, 9), (5, 1)], breaks=True),
+        Script([(5, 2), (6, 1)], breaks=False),
+    ]
+    views = Views()
+    watch = TopologyWatch(
+        iter(scripts).__next__, "peer-0", seen=Epoch(5, 0), correct_lr=False, **views.callbacks()
+    )
+    watch.start()
+    assert [views.next_view().epoch.age for _ in range(3)] == [(5, 1), (5, 2), (6, 1)]
+    assert watch.end().age == (6, 1)
+    assert views.views.empty()
+
+
+def test_a_view_from_the_wire_keeps_its_order() -> None:
+    message = pb.View(lr_factor="43/8", neighbours=["peer-2", "peer-10"])
+    message.trees.add(neighbours=[pb.TreeNeighbour(peer_id=p, behind=1) for p in ("b", "a")])
+    view = to_view(message, "me", correct_lr=True)
+    assert (list(view.trees[0]), view.neighbours) == (["b", "a"], ("peer-2", "peer-10"))
+    assert view.lr_scale == Fraction(43, 8)
