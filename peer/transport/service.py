@@ -15,7 +15,7 @@ from peer.algorithms.core import Head, Kind, PeerId, Verdict
 from peer.transport.assembly import Assembly
 from peer.transport.buffers import BufferPool
 from peer.transport.contract import Contract, Handler
-from peer.transport.snapshots import BusyError, SnapshotShelf
+from peer.transport.snapshots import BusyError, ForgottenError, SnapshotShelf
 from peer.transport.wire import (
     SERVICE,
     VERDICTS,
@@ -187,7 +187,7 @@ class PeerService:
                 yield from kept.responses(
                     self._contract, self._handler.state().peer_id, request.offset
                 )
-        except KeyError:
+        except ForgottenError:
             context.abort(
                 grpc.StatusCode.NOT_FOUND,
                 f"snapshot_id = {request.snapshot_id}: forgotten; ask for a new one with 0",

@@ -28,6 +28,10 @@ class BusyError(Exception):
     """All that may be read at a time is being read."""
 
 
+class ForgottenError(Exception):
+    """There is no snapshot of that id."""
+
+
 @dataclass
 class KeptSnapshot:
     """A snapshot under its id, with its bytes."""
@@ -80,12 +84,14 @@ class SnapshotShelf:
     def reading(self, snapshot_id: int) -> Iterator[KeptSnapshot]:
         """The snapshot of that id, or a new one for id 0.
 
-        Raises KeyError if it is forgotten, BusyError if there are too many readers.
+        Raises ForgottenError for an id that is not kept, BusyError if too many are reading.
         """
         with self._guard:
             if sum(kept.readers for kept in self._kept.values()) >= READERS:
                 raise BusyError
-            kept = self._kept[snapshot_id] if snapshot_id else self._new()
+            kept = self._kept.get(snapshot_id) if snapshot_id else self._new()
+            if kept is None:
+                raise ForgottenError
             kept.readers += 1
         try:
             yield kept
