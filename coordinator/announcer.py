@@ -89,7 +89,7 @@ class Announcer:
             log.info("%s has done all steps", peer)
             self.event("member_finished", peer=peer, step=step)
         else:
-            log.warning("%s is lost at step %d: %s", peer, step, gone.reason.value)
+            log.warning("%s is gone at step %d: %s", peer, step, gone.reason.value)
             self.event("member_lost", peer=peer, step=step, reason=gone.reason.value)
 
     def _published(self, publication: Publication) -> None:

@@ -82,7 +82,8 @@ def show(status: pb.GetStatusResponse, console: Console | None = None) -> None:
 
 
 def _headcount(status: pb.GetStatusResponse) -> str:
-    return f"{len(status.members)} peers here, {status.needed} needed to start"
+    here = sum(member.state != "finished" for member in status.members)
+    return f"{here} peers here, {status.needed} needed to start"
 
 
 def _table(status: pb.GetStatusResponse) -> Table:
