@@ -1,0 +1,270 @@
+"""Swarms of real processes on loopback: started fast, listened to, awaited with a deadline."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+import peer
+from relayswarm import config as run_config
+from relayswarm.config import RunConfig
+
+PATIENCE_S = 90.0  # for a machine that does other things too; nothing waits when all is well
+
+Event = Mapping[str, Any]
+
+
+class Zygote:
+    """The process that all others are forked from; see `zygote.py`."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        root = Path(peer.__file__).parents[1]
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("zygote.py")), str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        )
+        theirs.close()
+        self._control = ours
+        self._changed = threading.Condition()
+        self._started: list[int] = []
+        self._exit_codes: dict[int, int] = {}
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def start(self, arguments: list[str], stdout: int, stderr: int) -> int:
+        """Run `relayswarm` with these arguments; returns the process id."""
+        request = json.dumps(arguments).encode()
+        with self._changed:
+            socket.send_fds(self._control, [request], [stdout, stderr])
+            assert self._changed.wait_for(lambda: self._started, PATIENCE_S), "no process started"
+            return self._started.pop()
+
+    def exit_code(self, pid: int, timeout_s: float) -> int | None:
+        """How that process ended, minus the signal if by one; None if it still runs."""
+        with self._changed:
+            self._changed.wait_for(lambda: pid in self._exit_codes, timeout_s)
+            return self._exit_codes.get(pid)
+
+    def close(self) -> None:
+        self._control.shutdown(socket.SHUT_RDWR)
+        self._process.wait(PATIENCE_S)
+        self._listener.join()
+        self._control.close()
+
+    def _listen(self) -> None:
+        with self._control.makefile("r") as lines:
+            for line in lines:
+                news = json.loads(line)
+                with self._changed:
+                    if "started" in news:
+                        self._started.append(news["started"])
+                    else:
+                        self._exit_codes[news["ended"]] = news["exit_code"]
+                    self._changed.notify_all()
+
+
+class Process:
+    """One `relayswarm` process and the events that it has announced."""
+
+    def __init__(
+        self, zygote: Zygote, name: str, arguments: list[str], log: Path, news: threading.Condition
+    ) -> None:
+        self.name = name
+        self._zygote = zygote
+        self._log = log
+        self._news = news
+        self._events: list[Event] = []
+        reader, writer = os.pipe()
+        with log.open("ab") as stderr:
+            self.pid = zygote.start(arguments, writer, stderr.fileno())
+        os.close(writer)
+        self._listener = threading.Thread(target=self._listen, args=(reader,), daemon=True)
+        self._listener.start()
+
+    def events(self, name: str) -> list[Event]:
+        """The events of that name so far, in order."""
+        with self._news:
+            return [event for event in self._events if event["event"] == name]
+
+    def step(self) -> int:
+        """The last step that it has announced as done; -1 before the first."""
+        return max((event["step"] for event in self.events("step")), default=-1)
+
+    def until(self, name: str, where: Callable[[Event], bool] = lambda _: True) -> Event:
+        """The first event of that name for which `where` holds, as soon as it has come."""
+
+        def found() -> list[Event]:
+            return [event for event in self.events(name) if where(event)]
+
+        self._await(found, f"{name} event")
+        return found()[0]
+
+    def until_step(self, step: int) -> None:
+        """Wait until it has announced this step, or a later one."""
+        self._await(lambda: self.step() >= step, f"step {step}")
+
+    def until_line(self, text: str) -> None:
+        """Wait until its log, which is looked at whenever an event comes, has this text."""
+        self._await(lambda: text in self.log, f"{text!r} in its log")
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._zygote.exit_code(self.pid, 0.0) is not None
+
+    def exit_code(self) -> int:
+        """Wait for its end, and for all that it has announced before."""
+        code = self._zygote.exit_code(self.pid, PATIENCE_S)
+        assert code is not None, f"{self.name} does not end; {self}"
+        self._listener.join(PATIENCE_S)
+        return code
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8")
+
+    def __str__(self) -> str:
+        """For messages of failed tests."""
+        with self._news:
+            last = "\n".join(json.dumps(event) for event in self._events[-3:])
+        return f"{self.name} (pid {self.pid}) said last:\n{last}\nand logged:\n{self.log[-2000:]}"
+
+    def _await(self, condition: Callable[[], Any], what: str) -> None:
+        with self._news:
+            here = self._news.wait_for(condition, PATIENCE_S)
+        assert here, f"waited in vain for {what} of {self}"
+
+    def _listen(self, descriptor: int) -> None:
+        with open(descriptor, encoding="utf-8") as lines:
+            for line in lines:
+                with self._news:
+                    self._events.append(json.loads(line))
+                    self._news.notify_all()
+
+
+class Swarm:
+    """A coordinator and peers, with the folders that they keep their state in."""
+
+    def __init__(self, zygote: Zygote, directory: Path, config: RunConfig) -> None:
+        self.config = config
+        self.directory = directory
+        self.peers: dict[str, Process] = {}
+        self._zygote = zygote
+        self._news = threading.Condition()
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "run.toml"
+        path.write_text(config.to_toml(), encoding="utf-8")
+        self.coordinator = self._start("coordinator", ["--config", str(path), *LISTEN])
+        self.address: str = self.coordinator.until("coordinator_started")["address"]
+
+    def add(self, peer_id: str, *flags: str, coordinator: str = "") -> Process:
+        """Start a peer, in place of an earlier process of that name if there is one."""
+        process = self._start(
+            peer_id,
+            [
+                *("--id", peer_id),
+                *("--coordinator", coordinator or self.address),
+                *("--state-dir", str(self.directory / peer_id)),
+                *("--device", "cpu"),
+                *flags,
+            ],
+            command="peer",
+        )
+        self.peers[peer_id] = process
+        return process
+
+    def add_all(self, *flags: str) -> None:
+        for k in range(self.config.peers):
+            self.add(f"peer-{k}", *flags)
+
+    def until(self, condition: Callable[[], Any], what: str) -> None:
+        """Wait for something about several processes."""
+        with self._news:
+            here = self._news.wait_for(condition, PATIENCE_S)
+        words = "\n".join(map(str, (self.coordinator, *self.peers.values())))
+        assert here, f"waited in vain until {what}\n{words}"
+
+    def until_step(self, step: int) -> None:
+        for process in self.peers.values():
+            process.until_step(step)
+
+    def finish(self) -> dict[str, Event]:
+        """Wait until all peers have ended well; returns their `peer_finished` events."""
+        for process in self.peers.values():
+            code = process.exit_code()
+            assert code == 0, f"exit code {code}; {process}"
+        finished = {peer: p.events("peer_finished") for peer, p in self.peers.items()}
+        assert all(len(events) == 1 for events in finished.values()), finished
+        return {peer: events[0] for peer, events in finished.items()}
+
+    def model(self, peer_id: str) -> dict[str, Tensor]:
+        """The final model as that peer wrote it."""
+        return load_file(self.directory / peer_id / "model.safetensors")
+
+    def steps(self, peer_id: str) -> dict[int, Event]:
+        """A peer's `step` events by step."""
+        return {event["step"]: event for event in self.peers[peer_id].events("step")}
+
+    def stop(self) -> None:
+        for process in (*self.peers.values(), self.coordinator):
+            if not process.has_ended:
+                process.send(signal.SIGKILL)
+        for process in (*self.peers.values(), self.coordinator):
+            process.exit_code()
+
+    def _start(self, name: str, arguments: list[str], command: str = "") -> Process:
+        log = self.directory / f"{name}.log"
+        given = [command or name, "--json", *arguments]
+        return Process(self._zygote, name, given, log, self._news)
+
+
+LISTEN = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--reflection")
+
+Daemons = Callable[..., Swarm]
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    zygote = Zygote()
+    yield zygote
+    zygote.close()
+
+
+@pytest.fixture
+def daemons(zygote: Zygote, tmp_path: Path) -> Iterator[Daemons]:
+    """Starts swarms: `daemons("steps=20", "topology.graph=chain", peers=4)`.
+
+    With `start=False` the coordinator alone; peers are then added one by one.
+    """
+    swarms: list[Swarm] = []
+    numbers = itertools.count()
+
+    def start(*settings: str, start: bool = True, **top: Any) -> Swarm:
+        given = [*settings, *(f"{key}={json.dumps(value)}" for key, value in top.items())]
+        swarm = Swarm(zygote, tmp_path / f"swarm-{next(numbers)}", run_config.parse("", given))
+        swarms.append(swarm)
+        if start:
+            swarm.add_all()
+        return swarm
+
+    yield start
+    for swarm in swarms:
+        swarm.stop()

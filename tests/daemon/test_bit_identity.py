@@ -1,0 +1,109 @@
+"""With `deterministic = true`, daemons end with the simulator's parameters, bit for bit.
+
+The simulator and the daemons drive the same objects; over gRPC nothing may differ but the time it
+takes. What is compared are the files that peers write and every step that they announce.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from peer.algorithms import ALGORITHMS
+from peer.algorithms.synchronous import Synchronous
+from peer.simulator.learning import simulate
+
+PATIENT = ("deterministic=true", "transport.deadline_s=100", "transport.linger_s=100")
+DIGITS = ("task.name=digits", "data.batch_size=8", "data.alpha=0.5", "steps=20")
+QUADRATICS = ("task.name=quadratics", "peers=4", "steps=30")
+
+LEARNING = {
+    "chain, momentum": ("peers=4", "topology.graph=chain"),
+    "star, adam, local steps": (
+        "peers=4",
+        "topology.graph=star",
+        "optimizer.name=adam",
+        "optimizer.lr=0.003",
+        "algorithm.local_steps=2",
+    ),
+    "spanning tree of a random graph": ("peers=6", "topology.graph=random-regular"),
+    "spanning tree, known losses": ("peers=6", "topology.graph=random-regular", "faults.drop=0.1"),
+    "double binary trees": (
+        "peers=6",
+        "topology.graph=complete",
+        "topology.tree=double-binary-trees",
+    ),
+}
+
+RELAYING = {
+    "overlap, rate corrected": (
+        "topology.graph=chain",
+        "algorithm.overlap=true",
+        "optimizer.relay_lr_correction=true",
+    ),
+    "counts, known losses": (
+        "topology.graph=star",
+        "algorithm.fallback=counts",
+        "faults.drop=0.2",
+    ),
+    "bfloat16 on the wire": ("topology.graph=chain", "transport.wire_format=bfloat16"),
+    "two trees, known losses": (
+        "topology.graph=complete",
+        "topology.tree=double-binary-trees",
+        "faults.drop=0.2",
+    ),
+    "noisy gradients": ("topology.graph=chain", "task.options={gradient_noise=1.0}"),
+}
+
+SYNCHRONOUS = sorted(name for name, (kind, _) in ALGORITHMS.items() if issubclass(kind, Synchronous))
+
+COMPARED = ("loss", "models_counted", "swarm_size", "missed", "late")
+"""What a step's event says apart from times, and from bytes, which count headers too."""
+
+
+def assert_identical(swarm: Any) -> None:
+    """Run the simulator with the swarm's config, and compare."""
+    steps: Mapping[str, list[Any]] = defaultdict(list)
+
+    def note(event: Mapping[str, Any]) -> None:
+        if event["event"] == "step":
+            steps[event["peer"]].append((event["step"], *(event[key] for key in COMPARED)))
+
+    simulated = simulate(swarm.config, None, note)
+    finished = swarm.finish()
+    for peer in simulated.peers:
+        assert finished[peer.id]["messages_missed"] == peer.messages_missed, "a deadline was missed"
+        assert finished[peer.id]["messages_expected"] == peer.messages_expected
+        said = swarm.peers[peer.id].events("step")
+        assert [(e["step"], *(e[key] for key in COMPARED)) for e in said] == steps[peer.id]
+        assert finished[peer.id]["metrics"] == peer.metrics
+        model = swarm.model(peer.id)
+        assert model.keys() == peer.model.keys()
+        for name, tensor in peer.model.items():
+            assert torch.equal(model[name], tensor), f"{name} of {peer.id} differs"
+
+
+@pytest.mark.parametrize("settings", LEARNING.values(), ids=LEARNING)
+def test_learning_ends_as_in_the_simulator(
+    daemons: Callable[..., Any], settings: tuple[str, ...]
+) -> None:
+    assert_identical(daemons(*PATIENT, *DIGITS, *settings))
+
+
+@pytest.mark.parametrize("settings", RELAYING.values(), ids=RELAYING)
+def test_relaying_ends_as_in_the_simulator(
+    daemons: Callable[..., Any], settings: tuple[str, ...]
+) -> None:
+    assert_identical(daemons(*PATIENT, *QUADRATICS, *settings))
+
+
+@pytest.mark.parametrize("name", SYNCHRONOUS)
+def test_every_synchronous_method_ends_as_in_the_simulator(
+    daemons: Callable[..., Any], name: str
+) -> None:
+    method = (f"algorithm.name={name}", "topology.graph=ring", "faults.drop=0.1")
+    assert_identical(daemons(*PATIENT, *QUADRATICS, *method))
