@@ -12,10 +12,17 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from relayswarm.errors import ConfigError
 
@@ -104,11 +111,68 @@ class CheckpointConfig(_Section):
     every: int = Field(default=100, ge=0)  # steps; 0: only at the end
 
 
+class EdgeFaults(_Section):
+    """Faults of one directed edge; what is left out is as for all edges (`[[faults.edge]]`)."""
+
+    sender: str
+    receiver: str
+    steps: tuple[int, ...] | None = None  # only in these steps; None: in all
+    drop: float | None = Field(default=None, ge=0, le=1)
+    delay_s: float | None = Field(default=None, ge=0)
+    jitter_s: float | None = Field(default=None, ge=0)
+    duplicate: float | None = Field(default=None, ge=0, le=1)
+
+
+class PartitionFault(_Section):
+    """For some time nothing gets through between a group and the rest (`[[faults.partition]]`)."""
+
+    start_s: float = Field(ge=0)  # since the run began
+    end_s: float = Field(gt=0)
+    group: tuple[str, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.end_s <= self.start_s:
+            raise ValueError("end_s is not after start_s")
+        return self
+
+
+class CrashFault(_Section):
+    """A peer dies at a time, or when it begins a step, and perhaps comes back as a new one that
+    asks a neighbour for the model (`[[faults.crash]]`)."""
+
+    peer: str
+    at_s: float | None = Field(default=None, ge=0)  # since the run began
+    at_step: int | None = Field(default=None, ge=0)
+    rejoin_after_s: float | None = Field(default=None, ge=0)  # None: never
+
+    @model_validator(mode="after")
+    def _one_moment(self) -> Self:
+        if (self.at_s is None) == (self.at_step is None):
+            raise ValueError("needs either at_s or at_step")
+        return self
+
+
 class FaultsConfig(_Section):
     """Faults to inject, for experiments; seeded by the run's seed."""
 
     drop: float = Field(default=0.0, ge=0, le=1)  # probability that a message is lost
     loss: Literal["known", "silent"] = "known"  # announced by a header, or found by the deadline
+    delay_s: float = Field(default=0.0, ge=0)  # that a message takes longer
+    jitter_s: float = Field(default=0.0, ge=0)  # and at most so much more, at random
+    reorder: bool = False  # messages of one edge may overtake each other; simulator only
+    duplicate: float = Field(default=0.0, ge=0, le=1)  # probability that a message comes twice
+    slow: dict[str, float] = Field(default_factory=dict)  # peer -> factor on its training time
+    edge: tuple[EdgeFaults, ...] = ()  # of several that fit a message the last one counts
+    partition: tuple[PartitionFault, ...] = ()  # simulator only
+    crash: tuple[CrashFault, ...] = ()  # simulator only
+
+    @field_validator("slow")
+    @classmethod
+    def _slower(cls, slow: dict[str, float]) -> dict[str, float]:
+        if any(factor < 1 for factor in slow.values()):
+            raise ValueError("a factor is below 1")
+        return slow
 
 
 class RunConfig(_Section):
@@ -221,5 +285,11 @@ def _first_problem(error: ValidationError) -> ConfigError:
 def _known_keys(section: list[str]) -> list[str]:
     model: Any = RunConfig
     for part in section:
-        model = model.model_fields[part].annotation
+        if not part.isdigit():  # an index into a list of sections
+            model = _section(model.model_fields[part].annotation)
     return sorted(model.model_fields)
+
+
+def _section(annotation: Any) -> Any:
+    """The section itself, or of a list of sections that of its members."""
+    return next(iter(get_args(annotation)), annotation)

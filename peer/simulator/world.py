@@ -10,7 +10,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from peer.algorithms.core import (
     Algorithm,
@@ -57,6 +57,23 @@ def perfect_link(sender: PeerId, to: PeerId, head: Head) -> Sequence[Delivery]: 
     return (Delivery(0.001),)
 
 
+Reachable: TypeAlias = Callable[[PeerId, PeerId], bool]
+"""Whether the first peer can connect to the second now."""
+
+
+def always(sender: PeerId, to: PeerId) -> bool:  # noqa: ARG001
+    """Everyone can reach everyone."""
+    return True
+
+
+class Traffic(Protocol):
+    """Hears of each message that is sent, unless it gets lost without a word, and of each that a
+    receiver takes. Announced losses come without payload."""
+
+    def sent(self, sender: PeerId, to: PeerId, payload: tuple[Any, ...]) -> None: ...
+    def received(self, sender: PeerId, to: PeerId, payload: tuple[Any, ...]) -> None: ...
+
+
 class Body(Protocol):
     """What a simulated peer computes with."""
 
@@ -75,7 +92,11 @@ class Body(Protocol):
 
 @dataclass
 class Node:
-    """One simulated peer, and the host of its driver."""
+    """One simulated peer, and the host of its driver.
+
+    `down` are the neighbours that it failed to reach at the last attempt. A node that is not
+    `alive` takes nothing in any more, and nothing comes out of it.
+    """
 
     peer: PeerId
     world: World
@@ -84,8 +105,11 @@ class Node:
     history: list[Averaged] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
     finished_at: float | None = None
+    alive: bool = True
+    down: set[PeerId] = field(default_factory=set)
     on_averaged: Callable[[Averaged], None] | None = None
     on_observed: Callable[[str, float], None] | None = None
+    on_train: Callable[[Train], None] | None = None
     _wake_at: float | None = None
 
     @property
@@ -93,6 +117,8 @@ class Node:
         return self.driver.algorithm
 
     def feed(self, event: Event) -> None:
+        if not self.alive:
+            return
         self.driver.feed(event, self.world.now)
         deadline = self.algorithm.next_deadline()
         if deadline is not None and deadline != self._wake_at:
@@ -108,12 +134,17 @@ class Node:
 
     def train(self, effect: Train) -> None:
         def done() -> None:
-            rate = self.body.train(effect)
-            self.feed(Trained(effect.step, rate))
+            if self.alive:
+                rate = self.body.train(effect)
+                self.feed(Trained(effect.step, rate))
 
+        if self.on_train:
+            self.on_train(effect)
         self.world.at(self.world.now + self.body.duration_s(effect), done)
 
     def send(self, to: PeerId, head: Head, outgoing: Any) -> None:
+        if not self.alive:
+            return
         self.world.transmit(self.peer, to, head, self.body.payload(outgoing))
 
     def cancel(self, to: PeerId, head: Head) -> None:
@@ -143,15 +174,24 @@ class World:
 
     Messages of one kind and tree between two peers arrive in the order in which they were sent, as
     the transport sees to; with `ordered = False` they may overtake each other, with
-    `cancels = False` a message that was cancelled arrives all the same.
+    `cancels = False` a message that was cancelled arrives all the same. A message to a peer that
+    cannot be reached is lost, and its sender told that the peer is unreachable.
     """
 
     def __init__(
-        self, link: Link = perfect_link, *, cancels: bool = True, ordered: bool = True
+        self,
+        link: Link = perfect_link,
+        *,
+        cancels: bool = True,
+        ordered: bool = True,
+        reachable: Reachable = always,
+        traffic: Traffic | None = None,
     ) -> None:
         self.now = 0.0
         self.nodes: dict[PeerId, Node] = {}
         self._link = link
+        self._reachable = reachable
+        self._traffic = traffic
         self._cancels = cancels
         self._ordered = ordered
         self._last_arrival: dict[tuple[PeerId, PeerId, Kind, int], float] = {}
@@ -182,15 +222,34 @@ class World:
     def all_finished(self) -> bool:
         return all(node.finished_at is not None for node in self.nodes.values())
 
+    def crash(self, peer: PeerId) -> None:
+        """The peer dies; `add` brings it back as a new one. What it had sent still arrives."""
+        self.nodes[peer].alive = False
+
     # --- network -----------------------------------------------------------------------------
 
     def transmit(self, sender: PeerId, to: PeerId, head: Head, payload: tuple[Any, ...]) -> None:
+        if not self._connected(sender, to):
+            self.at(self.now, lambda: self._unreachable(sender, to, head))
+            return
         deliveries = self._link(sender, to, head)
+        if self._traffic:
+            for delivery in deliveries:
+                self._traffic.sent(sender, to, () if delivery.lost else payload)
         if not deliveries:
             self.at(self.now, lambda: self.nodes[sender].feed(SendDone(to, head, None)))
         for delivery in deliveries:
             delay_s = self._in_turn(delivery.delay_s, sender, to, head)
             self._later(delay_s, delivery, sender, to, head, payload)
+
+    def _connected(self, sender: PeerId, to: PeerId) -> bool:
+        return self.nodes[to].alive and self._reachable(sender, to)
+
+    def _unreachable(self, sender: PeerId, to: PeerId, head: Head) -> None:
+        node = self.nodes[sender]
+        node.down.add(to)
+        node.feed(Gone(to))
+        node.feed(SendDone(to, head, None))
 
     def _in_turn(self, delay_s: float, sender: PeerId, to: PeerId, head: Head) -> float:
         if not self._ordered:
@@ -226,13 +285,19 @@ class World:
     ) -> None:
         if (to, head) in self._cancelled:
             return
+        if not self._connected(sender, to):
+            self._unreachable(sender, to, head)
+            return
         node = self.nodes[to]
+        self.nodes[sender].down.discard(to)
         verdict = node.algorithm.admit(head)
         if verdict is Verdict.EPOCH_AHEAD:
             self._later(RETRY_S, delivery, sender, to, head, payload)
             return
         if verdict is Verdict.ACCEPTED:
             lost = delivery.lost or head.lost
+            if self._traffic and not lost:
+                self._traffic.received(sender, to, payload)
             node.feed(Gone(sender, head) if lost else _received(head, payload))
         self.nodes[sender].feed(SendDone(to, head, verdict))
 
