@@ -77,8 +77,9 @@ class Rules:
 
     @property
     def reservation_s(self) -> float:
-        """How long a candidate's id and shard are kept: it may have a large model to build."""
-        return max(self.lease_s, 60.0)
+        """How long a candidate's id and shard are kept: it may have a large model to build on a
+        busy machine, and a restarted candidate gets them back at once."""
+        return max(self.lease_s, 120.0)
 
 
 @dataclass(frozen=True, slots=True)

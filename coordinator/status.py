@@ -87,13 +87,13 @@ def _headcount(status: pb.GetStatusResponse) -> str:
 
 
 def _table(status: pb.GetStatusResponse) -> Table:
-    table = Table(box=rich.box.SIMPLE)
-    table.add_column("peer")
+    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("peer", no_wrap=True)
     for name in ("shard", "step", "loss", "models"):
         table.add_column(name, justify="right")
-    table.add_column("state")
-    table.add_column("last seen", justify="right")
-    table.add_column("address")
+    table.add_column("state", no_wrap=True)
+    table.add_column("last seen", justify="right", no_wrap=True)
+    table.add_column("address", overflow="fold", min_width=15)
     for m in status.members:
         loss = f"{m.loss:.4g}" if math.isfinite(m.loss) else "-"
         table.add_row(

@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS run (
   term TEXT NOT NULL,
   number TEXT NOT NULL,
   fingerprint TEXT NOT NULL
-) STRICT
+)
 """  # 64-bit unsigned values as text, for SQLite's integers are signed
 
 
