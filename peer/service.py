@@ -284,7 +284,7 @@ class _Parts:
         """Servers first: a member must already be reachable when others learn of it."""
         contract = _contract(config, self.trainer)
         daemon = self.daemon
-        plan = FaultPlan(config.faults, config.seed) if config.faults.drop else None
+        plan = FaultPlan(config.faults, config.seed)
         self.outbox = Outbox(daemon.peer, contract, plan, daemon)
         daemon.outbox = self.outbox
         self.server = PeerServer(

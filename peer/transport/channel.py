@@ -31,7 +31,7 @@ CHANNEL_OPTIONS: Options = (
     ("grpc.enable_http_proxy", 0),  # neighbours are reached directly, whatever the environment says
     ("grpc.use_local_subchannel_pool", 1),  # one connection a neighbour and sender, not shared
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # patience with one attempt, not a wait
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 

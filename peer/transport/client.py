@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from peer.algorithms.core import Head, PeerId
 from peer.faults import FaultPlan
@@ -53,14 +55,16 @@ class Outbox:
 
         A payload below 1 MiB is read here and now, a larger one while it streams.
         """
-        lost = self._plan is not None and self._plan.drops(
-            head.step, head.round, head.tree, self._me, to
-        )
-        if not lost:
+        plan = self._plan
+        if plan is None or not plan.touches_messages:
             self._post(to, Letter(head, self._contract, outgoing))
             return
+        fate = plan.fate(head.step, head.round, head.tree, self._me, to)
+        if not fate.lost:
+            self._post_copies(to, head, outgoing, fate.delays_s)
+            return
         outgoing.close()
-        if self._plan is not None and self._plan.announced:
+        if plan.announced:
             self._post(to, Letter(head, self._contract, None))
         else:
             self._reports.sent(to, head, None)
@@ -88,13 +92,21 @@ class Outbox:
         for sender in senders:
             sender.join()
 
+    def _post_copies(
+        self, to: PeerId, head: Head, outgoing: Outgoing, delays_s: Sequence[float]
+    ) -> None:
+        shared = SharedOutgoing(outgoing, len(delays_s))
+        for number, delay_s in enumerate(delays_s):
+            self._post(to, Letter(head, self._contract, shared, delay_s, extra=number > 0))
+
     def _post(self, to: PeerId, letter: Letter) -> None:
         sender = self._sender(to)
         if sender is not None:
             sender.post(letter)
         else:
             letter.close()
-            self._reports.sent(to, letter.head, None)
+            if not letter.extra:
+                self._reports.sent(to, letter.head, None)
 
     def _sender(self, to: PeerId) -> Sender | None:
         with self._guard:
@@ -104,3 +116,26 @@ class Outbox:
                 if to in self._addresses:
                     sender.move(self._addresses[to])
             return sender
+
+
+class SharedOutgoing:
+    """A payload for several letters: closed when the last of them has closed it."""
+
+    def __init__(self, outgoing: Outgoing, readers: int) -> None:
+        self.sections = outgoing.sections
+        self.elements = outgoing.elements
+        self._outgoing = outgoing
+        self._readers = readers
+        self._guard = threading.Lock()
+
+    def read(self, section: int, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a section."""
+        return self._outgoing.read(section, start, stop)
+
+    def close(self) -> None:
+        """One of the letters reads no more."""
+        with self._guard:
+            self._readers -= 1
+            last = self._readers == 0
+        if last:
+            self._outgoing.close()

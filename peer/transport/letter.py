@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 import zlib
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import grpc
 from torch import Tensor
@@ -16,18 +18,29 @@ from peer.transport.contract import Contract, Outgoing, Span
 from peer.transport.wire import CHUNK_BYTES, chunk_bytes, header, unary_bytes
 from relayswarm.peer.v1 import peer_pb2 as pb
 
+Slot: TypeAlias = tuple[Kind, int, bool]
+
 
 class Letter:
     """A message to one neighbour. One below 1 MiB is encoded at once and sent as a whole; a larger
     one is read and encoded while it streams, so that no model-sized buffer is needed.
 
-    Without `outgoing` it is the announcement of a loss.
+    Without `outgoing` it is the announcement of a loss. A fault plan may want it sent `delay_s`
+    later, or an `extra` copy of it, of which nothing is reported.
     """
 
-    def __init__(self, head: Head, contract: Contract, outgoing: Outgoing | None) -> None:
+    def __init__(
+        self,
+        head: Head,
+        contract: Contract,
+        outgoing: Outgoing | None,
+        delay_s: float = 0.0,
+        extra: bool = False,
+    ) -> None:
         self.head = head
+        self.extra = extra
         self.attempt = 0
-        self.not_before = 0.0  # seconds, monotonic
+        self.not_before = time.monotonic() + delay_s  # seconds
         self.cancelled = False
         self.call: grpc.Future[pb.RelayResponse] | None = None
         self._contract = contract
@@ -43,9 +56,9 @@ class Letter:
             self.close()
 
     @property
-    def slot(self) -> tuple[Kind, int]:
-        """Messages of one slot are sent one after the other."""
-        return (self.head.kind, self.head.tree)
+    def slot(self) -> Slot:
+        """Messages of one slot are sent one after the other; extra copies have their own."""
+        return (self.head.kind, self.head.tree, self.extra)
 
     @property
     def small(self) -> bool:

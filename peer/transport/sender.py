@@ -16,9 +16,9 @@ from collections.abc import Iterator
 
 import grpc
 
-from peer.algorithms.core import Head, Kind, PeerId, Verdict
+from peer.algorithms.core import Head, PeerId, Verdict
 from peer.transport.contract import Reports
-from peer.transport.letter import Letter
+from peer.transport.letter import Letter, Slot
 from peer.transport.link import Link, NoLinkError, call_on
 from peer.transport.wire import verdict_of
 from relayswarm.peer.v1 import peer_pb2 as pb
@@ -48,7 +48,7 @@ class Sender:
         self._peer = peer
         self._reports = reports
         self._changed = threading.Condition()
-        self._slots: defaultdict[tuple[Kind, int], deque[Letter]] = defaultdict(deque)
+        self._slots: defaultdict[Slot, deque[Letter]] = defaultdict(deque)
         self._under_way: Letter | None = None
         self._link: Link | None = None
         self._not_before = 0.0  # no attempt sooner, monotonic seconds
@@ -147,8 +147,7 @@ class Sender:
 
     def _report_unsent(self, letters: list[Letter]) -> None:
         for letter in letters:
-            letter.close()
-            self._reports.sent(self._peer, letter.head, None)
+            self._report(letter, None)
 
     # --- the thread ---------------------------------------------------------------------------
 
@@ -235,26 +234,30 @@ class Sender:
     def _again(self, letter: Letter, wait_s: float, reason: str) -> None:
         """Put a letter back, unless it was cancelled meanwhile or there is no time left."""
         with self._changed:
-            hopeless = self._draining and self._down
-            if not letter.cancelled and not hopeless:
+            again = not letter.cancelled and not (self._draining and self._down)
+            if again:
                 letter.attempt += 1
                 letter.not_before = time.monotonic() + wait_s
                 self._under_way = letter.call = None
-        if letter.cancelled or hopeless:
-            self._finish(letter, None)
-        else:
+        if again:
             self._reports.retried(self._peer, reason)
+        else:
+            self._finish(letter, None)
 
     def _finish(self, letter: Letter, verdict: Verdict | None) -> None:
         with self._changed:
             if not letter.cancelled:
                 self._slots[letter.slot].remove(letter)
                 letter.cancelled = True  # no one else shall give it up now
-        letter.close()
-        self._reports.sent(self._peer, letter.head, verdict)
+        self._report(letter, verdict)
         with self._changed:
             self._under_way = None
             self._changed.notify_all()
+
+    def _report(self, letter: Letter, verdict: Verdict | None) -> None:
+        letter.close()
+        if not letter.extra:
+            self._reports.sent(self._peer, letter.head, verdict)
 
 
 def growth(attempt: int) -> int:

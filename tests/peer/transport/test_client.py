@@ -138,11 +138,11 @@ def test_a_refusal_is_final(tools: Any, verdict: Verdict, elements: int) -> None
 
 
 def test_an_early_refusal_saves_the_payload(tools: Any) -> None:
-    swarm = Swarm(tools, 20_000_000)
+    swarm = Swarm(tools, 8_000_000)
     swarm.handler.judge = lambda _: Verdict.STALE_STEP
     swarm.send()
     swarm.reports.wait("sent")
-    assert sum(count for (count,) in swarm.reports.of("bytes_out")) < 40_000_000  # half
+    assert sum(count for (count,) in swarm.reports.of("bytes_out")) < 16_000_000  # half
 
 
 # --- trying again ---------------------------------------------------------------------------------
@@ -287,6 +287,43 @@ def test_exactly_the_planned_messages_are_lost(tools: Any) -> None:
     lost = {head.step for (head,) in swarm.handler.of("lost")}
     assert lost == {s for s in range(30) if plan.drops(s, 0, 0, "sender", "peer")}
     assert {head.step for head, _ in swarm.handler.of("received")} == set(range(30)) - lost
+
+
+@pytest.mark.parametrize("elements", [1000, LARGE])
+def test_a_planned_duplicate_arrives_twice_and_is_reported_once(tools: Any, elements: int) -> None:
+    swarm = Swarm(tools, elements, FaultPlan(FaultsConfig(duplicate=1.0), seed=0))
+    head, outgoing = swarm.send()
+    received = swarm.handler.wait("received", 2)
+    assert [got for got, _ in received] == [head] * 2
+    for _, vectors in received:
+        assert torch.equal(vectors[0], outgoing.vectors[0])
+    swarm.outbox.close(20.0)
+    assert swarm.reports.of("sent") == [("peer", head, Verdict.ACCEPTED)]
+    assert outgoing.closed == 1
+
+
+@pytest.mark.parametrize("elements", [1000, LARGE])
+def test_a_planned_delay_is_kept_to(tools: Any, elements: int) -> None:
+    swarm = Swarm(tools, elements, FaultPlan(FaultsConfig(delay_s=0.1, jitter_s=0.1), seed=0))
+    fate = FaultPlan(FaultsConfig(delay_s=0.1, jitter_s=0.1), seed=0).fate(
+        1, 0, 0, "sender", "peer"
+    )
+    start = time.monotonic()
+    head, _ = swarm.send()
+    assert swarm.reports.wait("sent") == [("peer", head, Verdict.ACCEPTED)]
+    assert time.monotonic() - start >= fate.delays_s[0] >= 0.1
+
+
+def test_a_delayed_message_can_be_cancelled_with_its_copy(tools: Any) -> None:
+    plan = FaultPlan(FaultsConfig(delay_s=3600.0, duplicate=1.0), seed=0)
+    swarm = Swarm(tools, plan=plan)
+    head, _ = swarm.send()
+    swarm.outbox.cancel("peer", head)
+    assert swarm.reports.of("sent") == [("peer", head, None)]
+    start = time.monotonic()
+    swarm.outbox.close(60.0)  # nothing is left to wait for
+    assert time.monotonic() - start < 30
+    assert not swarm.handler.of("admit")
 
 
 # --- outages --------------------------------------------------------------------------------------
