@@ -7,7 +7,7 @@ Nothing here computes with models, so importing it costs nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class RunOutcome:
     """How a run ended: its peers in visiting order, its epochs of topology from first to last.
 
     A topology is the content of the coordinator's `topology` event. `wall_seconds` runs from the
-    first process to the end of the last peer's training (the baseline is not in it).
+    first process to the end of the last peer's training (the baseline is not in it). `simulation` is
+    what a simulated run cost (see `peer.simulator.traffic.Cost`), None of real processes.
     """
 
     config: RunConfig
@@ -68,6 +69,11 @@ class RunOutcome:
     topologies: Sequence[Mapping[str, Any]]
     wall_seconds: float
     lost: Sequence[Lost] = ()
+    simulation: Mapping[str, Any] | None = None
+
+    def simulated(self, cost: Mapping[str, Any]) -> RunOutcome:
+        """The same, of a simulated run that cost so much."""
+        return replace(self, simulation=cost)
 
 
 def topology_event(layout: Layout, number: int = 1, reason: str = "quorum") -> dict[str, Any]:

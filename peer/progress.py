@@ -111,7 +111,9 @@ class Progress:
     def _observe_peer(self, event: Event) -> None:
         peer = self.peers.setdefault(event["peer"], PeerProgress(event["peer"]))
         match event["event"]:
-            case "peer_started" | "waiting":
+            case "peer_started":
+                peer.state, peer.exited = "waiting", None
+            case "waiting":
                 peer.state = "waiting"
             case "state":
                 peer.state = event["state"]

@@ -105,13 +105,19 @@ class LocalSwarm:
             raise QuorumError(f"no peer finished; their logs are in {self._logs}")
 
     def stop(self) -> None:
-        """Ask all children to end, and kill those that do not. Returns when all have ended."""
+        """Ask all children to end, and kill those that do not. Returns when all have ended.
+
+        The peers first, so that they can say goodbye to the coordinator.
+        """
         deadline = time.monotonic() + GRACE_S
-        for child in self._children.values():
-            if child.is_alive:
-                child.terminate()
-        for child in self._children.values():
-            child.end(deadline - time.monotonic())
+        coordinator = [child for name, child in self._children.items() if name == COORDINATOR]
+        peers = [child for name, child in self._children.items() if name != COORDINATOR]
+        for group in (peers, coordinator):
+            for child in group:
+                if child.is_alive:
+                    child.terminate()
+            for child in group:
+                child.end(deadline - time.monotonic())
 
     def last_words(self) -> Iterator[Mapping[str, Any]]:
         """Events that came while the swarm was being stopped."""

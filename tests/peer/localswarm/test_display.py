@@ -140,6 +140,7 @@ def test_json_lines_are_events_and_nothing_else() -> None:
 def test_a_run_outlives_whoever_read_its_json() -> None:
     class Closed(io.StringIO):
         def write(self, text: str) -> int:
+            del text
             raise BrokenPipeError
 
     display = JsonLines(Closed())

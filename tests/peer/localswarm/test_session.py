@@ -16,7 +16,8 @@ from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError, ExitCode, JoinError
 
 QUADRATICS = run_config.parse(
-    "run_id = 'two'\npeers = 2\nsteps = 2\n[task]\nname = 'quadratics'\n[task.options]\ndimension = 2"
+    "run_id = 'two'\npeers = 2\nsteps = 2",
+    ["task.name=quadratics", "task.options.dimension=2"],
 )
 
 

@@ -107,7 +107,7 @@ def test_a_peer_that_cannot_start_ends_the_run(scripts: Any, swarm: LocalSwarm) 
     """
     scripts.any_peer = "wait_to_be_ended()"
     scripts.peer_scripts["peer-1"] = 'print("error: refused", file=sys.stderr)\nsys.exit(3)'
-    with pytest.raises(JoinError, match="peer-1 ended before the run began .*refused"):
+    with pytest.raises(JoinError, match=r"peer-1 ended before the run began .*refused"):
         events(swarm)
 
 
