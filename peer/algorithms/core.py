@@ -158,6 +158,14 @@ class View:
         return len(self.members)
 
 
+class OptionError(ValueError):
+    """An option of an algorithm is unusable; says which, its value and what to do about it."""
+
+    def __init__(self, option: str, value: object, problem: str, remedy: str) -> None:
+        self.option, self.value, self.problem, self.remedy = option, value, problem, remedy
+        super().__init__(f"{option} = {value!r}: {problem}; {remedy}")
+
+
 # --- events: what happened -------------------------------------------------------------------
 
 
@@ -218,12 +226,14 @@ class Train:
     """Take the local steps of `step` on the live register; the rate is scaled by `lr_scale`.
 
     `momentum` names a register to use and leave untouched as momentum buffer (quasi-global
-    momentum); None leaves momentum to the optimizer.
+    momentum); None leaves momentum to the optimizer. `local_steps` numbers the optimizer steps to
+    take, counted over the whole run; None means as many as the run config says.
     """
 
     step: int
     lr_scale: Coef = 1
     momentum: Reg | None = None
+    local_steps: range | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +324,7 @@ class Run:
     deadline_s: float = 30.0
     seed: int = 0
     start_step: int = 0  # above 0 after a resume
+    local_steps: int = 1  # optimizer steps in a step, for methods that vary them
 
 
 class Algorithm(ABC):
@@ -325,6 +336,7 @@ class Algorithm(ABC):
     """
 
     name: ClassVar[str]
+    sections: ClassVar[int] = 1  # vectors in each of its messages
 
     @property
     def registers(self) -> Mapping[str, Role]:

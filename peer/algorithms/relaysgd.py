@@ -69,9 +69,8 @@ class RelaySGD(Synchronous):
     uses_late = True
 
     def __init__(self, run: Run, options: Options | None = None) -> None:
-        super().__init__(run)
         self.options = options or Options()
-        self.lag = int(self.options.overlap)
+        super().__init__(run, lag=int(self.options.overlap))
         self._relayed: dict[Edge, Received] = {}  # what came in, to be relayed next (line 5)
         self._counted: Coef = 1
 

@@ -83,9 +83,9 @@ class Synchronous(Algorithm):
     rounds: ClassVar[int] = 1
     uses_late: ClassVar[bool] = False  # whether a message of an earlier step is of use
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, lag: int = 0) -> None:
         self.run = run
-        self.lag = 0  # 1 with overlap: a message of step t is used in step t+1
+        self.lag = lag  # 1 with overlap: a message of step t is used in step t+1
         self.phase = Phase.IDLE
         self.lr: Coef = 0
         self.view: View | None = None
@@ -97,7 +97,7 @@ class Synchronous(Algorithm):
         self._waiting_since = 0.0
         self._taken: list[tuple[Label, Label | None]] = []  # in this step: label due, label used
         self._slots: dict[Edge, Slot] = {}
-        self._under_way = UnderWay()
+        self._under_way = UnderWay(lag)
 
     # --- what a method says ------------------------------------------------------------------
 
@@ -202,6 +202,7 @@ class Synchronous(Algorithm):
         return slot.judge(label, due) if slot else Verdict.ACCEPTED
 
     def handle(self, event: Event, now: float) -> list[Effect]:
+        effects: list[Effect] = []
         match event:
             case NewView(view):
                 effects = self._new_view(view, now)
@@ -212,7 +213,7 @@ class Synchronous(Algorithm):
             case Gone(peer, head):
                 effects = self._gone(peer, head)
             case SendDone(to, head):
-                effects = self._under_way.done(to, head)
+                self._under_way.done(to, head)
             case Tick():
                 effects = self._tick(now)
         return effects + self._advance(now)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 from coordinator.graphs import Graph
 from coordinator.trees import Tree
+from peer.algorithms import build
 from peer.algorithms.core import (
     LIVE,
+    Algorithm,
     Coef,
     Epoch,
     Head,
@@ -24,9 +28,11 @@ from peer.algorithms.core import (
     PeerId,
     Reg,
     Role,
+    Run,
     Train,
     View,
 )
+from peer.simulator.world import Node, World
 
 Vector: TypeAlias = tuple[Fraction, ...]
 
@@ -165,3 +171,82 @@ def views(
         )
         for i in range(n)
     ]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the peers of an exact swarm learn: peer i starts at `starts[i]` and descends toward
+    `targets[i]`. See `ExactBody`."""
+
+    starts: Sequence[Vector]
+    targets: Sequence[Vector]
+    lr: Coef = Fraction(1, 2)
+    curvature: Vector | None = None
+    local_steps: int = 1
+    parameters_end: int | None = None
+
+
+def one_second(i: int, step: int) -> float:  # noqa: ARG001
+    """All take the same time."""
+    return 1.0
+
+
+class ExactSwarm:
+    """Peers with exact vectors in a simulated world, who have got their first view.
+
+    `duration_s(i, step)` is how long peer i trains, in virtual seconds. `wrap` may put something
+    around each algorithm (see `trace`).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        views: Sequence[View],
+        run: Run,
+        problem: Problem,
+        *,
+        options: Mapping[str, Any] | None = None,
+        duration_s: Callable[[int, int], float] = one_second,
+        world: World | None = None,
+        wrap: Callable[[PeerId, Algorithm], Algorithm] | None = None,
+    ) -> None:
+        self.world = world or World()
+        self.algorithms = [build(name, options or {}, run) for _ in views]
+        self.bodies: list[ExactBody] = []
+        self.models: list[list[Vector]] = []  # of each peer, after each averaging
+        for i, (view, algorithm) in enumerate(zip(views, self.algorithms, strict=True)):
+            body = _body(i, algorithm, problem, duration_s)
+            driven = wrap(view.me, algorithm) if wrap else algorithm
+            self.bodies.append(body)
+            self._follow(self.world.add(view.me, driven, body), body)
+        self.world.publish(views)
+
+    def _follow(self, node: Node, body: ExactBody) -> None:
+        models: list[Vector] = []
+        node.on_averaged = lambda _: models.append(body.vectors[LIVE])
+        self.models.append(models)
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The peers, in order."""
+        return list(self.world.nodes.values())
+
+    def run(self) -> ExactSwarm:
+        """Go on until all peers have finished; fails if they never do."""
+        self.world.run(self.world.all_finished)
+        assert self.world.all_finished(), "the agenda is empty, but some peers have not finished"
+        return self
+
+
+def _body(
+    i: int, algorithm: Algorithm, problem: Problem, duration_s: Callable[[int, int], float]
+) -> ExactBody:
+    vectors = ExactVectors(problem.starts[i], algorithm.registers, problem.parameters_end)
+    return ExactBody(
+        vectors,
+        problem.targets[i],
+        problem.lr,
+        curvature=problem.curvature,
+        local_steps=problem.local_steps,
+        duration_s=partial(duration_s, i),
+    )
