@@ -31,6 +31,7 @@ def manifest(outcome: RunOutcome, command: Sequence[str]) -> dict[str, Any]:
         "run_id": outcome.config.run_id,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
+        "engine": "processes" if outcome.simulation is None else "simulator",
         "config": outcome.config.model_dump(mode="json"),
         "seed": outcome.config.seed,
         "versions": versions(),

@@ -60,8 +60,8 @@ class RunOutcome:
     """How a run ended: its peers in visiting order, its epochs of topology from first to last.
 
     A topology is the content of the coordinator's `topology` event. `wall_seconds` runs from the
-    first process to the end of the last peer's training (the baseline is not in it). `simulation` is
-    what a simulated run cost (see `peer.simulator.traffic.Cost`), None of real processes.
+    first process to the end of the last peer's training (the baseline is not in it).
+    `simulation` is what a simulated run cost (`peer.simulator.traffic.Cost`), None of processes.
     """
 
     config: RunConfig

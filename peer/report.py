@@ -90,7 +90,8 @@ def summarize(outcome: RunOutcome, comparison: Comparison) -> dict[str, Any]:
     """The content of report.json.
 
     Worst, mean, consensus model and baselines show the accuracy where the task has one, else all
-    of its metrics. A number that was not finite, and what was not measured, is null.
+    of its metrics. A number that was not finite, and what was not measured, is null. Of simulated
+    runs there is also what they cost.
     """
     peers = outcome.peers
     names = headline(peers[0].metrics) if peers else ()
@@ -103,6 +104,7 @@ def summarize(outcome: RunOutcome, comparison: Comparison) -> dict[str, Any]:
         "steps": outcome.config.steps,
         "wall_seconds": round(outcome.wall_seconds, 3),
         "topology_epochs": len(outcome.topologies),
+        **({} if outcome.simulation is None else {"simulation": dict(outcome.simulation)}),
         "peers": [_peer(peer) for peer in peers],
         "worst": {name: worst(name, values) for name, values in by_name.items()},
         "mean": {name: mean(values) for name, values in by_name.items()},

@@ -5,24 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from coordinator.members import Elected
 from coordinator.views import Layout
 from peer.algorithms.core import Epoch, PeerId, View
 
-TERM, NUMBER = 1, 1  # of the only epoch of a simulated swarm
+FIRST_TERM, FIRST_NUMBER = 1, 1  # of a simulated swarm's first epoch
 
 
-def views_of(layout: Layout, *, correct_lr: bool) -> Iterable[View]:
-    """The views of all members, as a coordinator would publish them for a first epoch.
+def views_of(layout: Layout, *, correct_lr: bool, elected: Elected | None = None) -> Iterable[View]:
+    """The views of all members, as a coordinator would publish them: for an elected epoch, or
+    else for a first one, of peers in their first life.
 
     Mixing weights are doubles, as on the wire. `correct_lr` hands out the tree's learning-rate
     factor.
     """
     members = dict.fromkeys(layout.members, 1)
-    epoch = Epoch(TERM, NUMBER, digest=layout.digest(members))
+    if elected:
+        members = {member.peer_id: member.incarnation for member in elected.members}
+    term, number = _age(elected)
+    epoch = Epoch(term, number, digest=layout.digest(members))
     for me in layout.members:
         yield View(
             epoch=epoch,
-            effective_step=0,
+            effective_step=elected.effective_step if elected else 0,
             me=me,
             members=members,
             trees=layout.trees(me),
@@ -33,19 +38,24 @@ def views_of(layout: Layout, *, correct_lr: bool) -> Iterable[View]:
         )
 
 
-def topology_event(layout: Layout) -> dict[str, Any]:
+def _age(elected: Elected | None) -> tuple[int, int]:
+    return (elected.term, elected.number) if elected else (FIRST_TERM, FIRST_NUMBER)
+
+
+def topology_event(layout: Layout, elected: Elected | None = None) -> dict[str, Any]:
     """What a coordinator would announce of that epoch."""
+    term, number = _age(elected)
     return {
         "event": "topology",
-        "epoch": {"term": TERM, "number": NUMBER},
+        "epoch": {"term": term, "number": number},
         "root": layout.root,
         "members": list(layout.members),
         "edges": [list(edge) for tree in layout.tree_edges for edge in tree],
         "trees": [[list(edge) for edge in tree] for tree in layout.tree_edges],
         "graph_edges": [list(edge) for edge in layout.graph_edges],
-        "reason": "simulation",
+        "reason": elected.text if elected else "simulation",
         "notes": list(layout.notes),
-        "effective_step": 0,
+        "effective_step": elected.effective_step if elected else 0,
         "diameter": layout.diameter,
         "lr_factor": str(layout.lr_factor),
     }

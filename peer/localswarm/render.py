@@ -163,7 +163,18 @@ def summary(report: Mapping[str, Any], directory: Path) -> RenderableType:
             batch = report[key].get("batch_size")
             label = text if batch is None else f"{text}, batch {batch}"
             table.add_row(Text(label, style="bold"), *_shown(report[key], names))
-    return Group(table, Text(f"report: {directory}", style="dim"))
+    lines = [cost_line(report["simulation"])] if "simulation" in report else []
+    return Group(table, *map(Text, lines), Text(f"report: {directory}", style="dim"))
+
+
+def cost_line(cost: Mapping[str, Any]) -> str:
+    """What a simulated run took."""
+    sent = cost["models_sent_per_step"]
+    return (
+        f"{cost['virtual_seconds']:.6g} virtual seconds, {sent['mean']:.3g} models sent per step "
+        f"(busiest peer: {sent['largest']:.3g}), {decimal(cost['bytes_sent'])} in all, "
+        f"{cost['gradient_evaluations']} gradient evaluations"
+    )
 
 
 _ROWS = (

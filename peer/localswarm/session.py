@@ -33,6 +33,7 @@ from peer.baseline import (
     train_centralized,
 )
 from peer.config import check_algorithm
+from peer.faults import check_peers, check_possible
 from peer.localswarm.display import Display, choose_display
 from peer.localswarm.swarm import CONFIG, LOGS, STATE, Commands, LocalCommands, LocalSwarm
 from peer.outcome import RunOutcome
@@ -61,6 +62,7 @@ def check(config: RunConfig, options: SessionOptions) -> Trainer:
     Raises ConfigError or DataError.
     """
     check_algorithm(config)
+    check_peers(config.faults, peer_ids(config.peers))
     try:
         check_names(config)
         if config.topology.graph == FILE:
@@ -84,6 +86,7 @@ def up(config: RunConfig, options: SessionOptions, commands: Commands | None = N
     Raises RelayswarmError for what the user can mend, and when no peer finished. Ctrl+C and
     SIGTERM end it early; the report then tells of the peers that had finished, if any.
     """
+    check_possible(config.faults)
     first = check(config, options)
     directory = options.report
     _prepare(config, directory)

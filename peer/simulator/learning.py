@@ -8,58 +8,61 @@ final parameters are those of a real swarm, bit for bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from coordinator.graph_files import read_graph
-from coordinator.views import Layout, lay_out
-from peer.algorithms.core import Averaged, Coef, Head, PeerId, Train
+from coordinator.graph_files import LabelledGraph, read_graph
+from coordinator.views import FILE, lay_out
+from peer.algorithms.core import Averaged, Coef, PeerId, Train
 from peer.announce import finite
+from peer.baseline import plain
 from peer.codec import Format, default_format, roundtrip
 from peer.config import build_algorithm
-from peer.faults import FaultPlan
+from peer.faults import FaultPlan, check_peers
 from peer.outcome import RunOutcome
 from peer.progress import Progress
 from peer.registers import Outgoing, Registers
-from peer.simulator.world import Delivery, Node, World
+from peer.simulator.coordination import Coordination
+from peer.simulator.planned import Crashes, PlannedLink
+from peer.simulator.traffic import Meter
+from peer.simulator.world import Node, World
 from peer.tasks.registry import load_task
 from peer.training.trainer import Trainer, TrainResult, make_site
 from peer.views import peer_ids, topology_event, views_of
 from relayswarm.config import RunConfig
-from relayswarm.task import Site
 
 LOCAL_STEP_S = 1.0  # virtual
-LATENCY_S = 0.001  # virtual
+PATIENCE = 4  # deadlines and leases that may pass without a step before a run is given up
 
 Listener = Callable[[dict[str, Any]], None]
 
 
-class PlannedLink:
-    """The in-memory network with the run's fault plan."""
+def simulate(
+    config: RunConfig, data_dir: Path | None, progress: Listener, *, mean_every: int = 0
+) -> RunOutcome:
+    """Run the swarm of `config` to its end; `progress` gets the events that processes announce.
 
-    def __init__(self, config: RunConfig) -> None:
-        self._plan = FaultPlan(config.faults, config.seed)
-        self._known = config.faults.loss == "known"
-
-    def __call__(self, sender: PeerId, to: PeerId, head: Head) -> Sequence[Delivery]:
-        if not self._plan.drops(head.step, head.round, head.tree, sender, to):
-            return (Delivery(LATENCY_S),)
-        return (Delivery(LATENCY_S, lost=True),) if self._known else ()
+    Every `mean_every` steps (0: never) it also gets `mean_model`, the metrics of the mean of the
+    models, once all peers have done the step. Raises ConfigError and DataError as the daemons do.
+    """
+    check_peers(config.faults, peer_ids(config.peers))
+    return Simulation(config, data_dir, progress, mean_every).run()
 
 
 class LearningBody:
-    """A simulated peer's model, data and registers."""
+    """A simulated peer's model, data and registers; local steps take `LOCAL_STEP_S * slow_down`."""
 
-    def __init__(self, trainer: Trainer, registers: Registers, wire_format: Format) -> None:
+    def __init__(self, trainer: Trainer, registers: Registers, slow_down: float) -> None:
         self.trainer = trainer
         self.vectors = registers
-        self._format = wire_format
+        self.wire_format = format_of(trainer)
         self.result: TrainResult | None = None
-        self.sent = 0
-        self.bytes_sent = 0
+        self._slow_down = slow_down
 
     def train(self, effect: Train) -> Coef:
         momentum = self.vectors[effect.momentum.name] if effect.momentum else None
@@ -67,92 +70,207 @@ class LearningBody:
         return self.result.lr
 
     def duration_s(self, effect: Train) -> float:  # noqa: ARG002
-        return LOCAL_STEP_S * self.trainer.config.algorithm.local_steps
+        return LOCAL_STEP_S * self.trainer.config.algorithm.local_steps * self._slow_down
 
     def payload(self, outgoing: Outgoing) -> tuple[Tensor, ...]:
         sections = range(outgoing.sections)
         whole = (outgoing.read(k, 0, outgoing.elements) for k in sections)
-        self.sent += 1
-        self.bytes_sent += self._format.itemsize * outgoing.elements * outgoing.sections
-        return tuple(roundtrip(vector, self._format) for vector in whole)
+        return tuple(roundtrip(vector, self.wire_format) for vector in whole)
 
 
-def simulate(config: RunConfig, data_dir: Path | None, progress: Listener) -> RunOutcome:
-    """Run the swarm of `config` to its end; `progress` gets the events that processes announce.
-
-    Raises ConfigError and DataError as the daemons do.
-    """
-    started = time.perf_counter()
-    layout = _layout(config)
-    run = Progress(config, layout.members)
-
-    def tell(event: dict[str, Any]) -> None:
-        run.observe(event)
-        progress(event)
-
-    world = World(PlannedLink(config))
-    bodies = {
-        peer: _add_peer(world, config, peer, make_site(config, k % config.shards, data_dir), tell)
-        for k, peer in enumerate(layout.members)
-    }
-    tell(topology_event(layout))
-    world.publish(views_of(layout, correct_lr=config.optimizer.relay_lr_correction))
-    world.run(world.all_finished)
-    for peer, body in bodies.items():
-        tell(_finished(world.nodes[peer], body))
-    models = {peer: body.trainer.flat.state_dict() for peer, body in bodies.items()}
-    return run.outcome(time.perf_counter() - started, models)
+def format_of(trainer: Trainer) -> Format:
+    """How models travel in this run."""
+    name = trainer.config.transport.wire_format
+    return Format(name) if name else default_format(trainer.flat.vector.dtype)
 
 
-def _layout(config: RunConfig) -> Layout:
-    file = config.topology.file if config.topology.graph == "file" else None
-    return lay_out(config, peer_ids(config.peers), read_graph(Path(file)) if file else None)
+class Simulation:
+    """One simulated run."""
+
+    def __init__(
+        self, config: RunConfig, data_dir: Path | None, progress: Listener, mean_every: int
+    ) -> None:
+        self._config, self._data_dir, self._listener = config, data_dir, progress
+        self._plan = FaultPlan(config.faults, config.seed)
+        self._members = peer_ids(config.peers)
+        self._progress = Progress(config, self._members)
+        self._bodies: dict[PeerId, LearningBody] = {}
+        self._trained_at = 0.0
+        first = self._trainer(0)
+        self._meter = Meter(
+            first.flat.vector.numel(), format_of(first), config.algorithm.local_steps
+        )
+        self._world = World(
+            PlannedLink(self._plan),
+            ordered=not config.faults.reorder,
+            reachable=lambda a, b: not self._plan.parted(self._world.now, a, b),
+            traffic=self._meter,
+        )
+        self._crashes = Crashes(self._plan, self._world, self._crashed, self._come_back)
+        self._coordination: Coordination | None = None
+        self._mean = MeanModels(first, mean_every, config.peers, self._tell)
+
+    def run(self) -> RunOutcome:
+        """To the end, or until nothing can come any more."""
+        started = time.perf_counter()
+        for shard, peer in enumerate(self._members):
+            self._crashes.schedule(peer)
+            self._add(peer, shard % self._config.shards)
+        self._begin()
+        self._world.run(self._over)
+        for peer, node in self._world.nodes.items():
+            if node.finished_at is not None:
+                self._tell(self._finished(node, self._bodies[peer]))
+        models = {peer: body.trainer.flat.state_dict() for peer, body in self._bodies.items()}
+        outcome = self._progress.outcome(time.perf_counter() - started, models)
+        ends = [node.finished_at for node in self._world.nodes.values()]
+        cost = self._meter.cost(max((end for end in ends if end is not None), default=0.0))
+        return outcome.simulated(cost.as_json())
+
+    # --- topology ----------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Hand out the first epoch; it is the only one, unless peers crash."""
+        config = self._config
+        file = config.topology.file if config.topology.graph == FILE else None
+        graph = read_graph(Path(file)) if file else None
+        if config.faults.crash:
+            self._coordinate(graph)
+            return
+        layout = lay_out(config, self._members, graph)
+        self._tell(topology_event(layout))
+        self._world.publish(views_of(layout, correct_lr=config.optimizer.relay_lr_correction))
+
+    def _coordinate(self, graph: LabelledGraph | None) -> None:
+        fingerprint = next(iter(self._bodies.values())).trainer.fingerprint
+        self._coordination = Coordination(self._config, self._world, fingerprint, self._tell, graph)
+        for peer in self._members:
+            self._coordination.join(peer)
+
+    def _over(self) -> bool:
+        nodes = self._world.nodes.values()
+        if self._crashes.awaited or any(n.alive and n.finished_at is None for n in nodes):
+            return self._coordination is not None and self._stands_still()
+        return True
+
+    def _stands_still(self) -> bool:
+        """Leases are renewed for ever: has training come to an end before its time?"""
+        config = self._config
+        slowest = LOCAL_STEP_S * config.algorithm.local_steps
+        slowest *= max([1.0, *config.faults.slow.values()])
+        patience_s = config.transport.deadline_s + config.coordinator.lease_s + slowest
+        since = self._world.now - self._trained_at
+        return not self._crashes.awaited and since > PATIENCE * patience_s
+
+    # --- peers -------------------------------------------------------------------------------
+
+    def _trainer(self, shard: int) -> Trainer:
+        config = self._config
+        return Trainer(load_task(config.task), config, make_site(config, shard, self._data_dir))
+
+    def _add(self, peer: PeerId, shard: int, donor: PeerId | None = None) -> int:
+        """Start a peer, with the donor's model if there is one; returns the step it starts at."""
+        trainer, step = self._trainer(shard), 0
+        if donor:
+            step = self._world.nodes[donor].algorithm.step
+            trainer.flat.vector.copy_(self._bodies[donor].trainer.flat.vector)
+        algorithm = build_algorithm(self._config, step)
+        flat = trainer.flat
+        registers = Registers(flat.vector, algorithm.registers, flat.parameters_end)
+        body = LearningBody(trainer, registers, self._plan.slow_down(peer))
+        node = self._world.add(peer, algorithm, body)
+        node.on_train = partial(self._trains, peer, body)
+        node.on_averaged = partial(self._averaged, peer, body)
+        self._bodies[peer] = body
+        return step
+
+    def _crashed(self, peer: PeerId) -> None:
+        words = f"crashed by the fault plan at {self._world.now:g} virtual seconds"
+        self._tell({"event": "peer_exited", "peer": peer, "exit_code": None, "stderr": [words]})
+
+    def _come_back(self, peer: PeerId) -> None:
+        """A new life: ask the coordinator, take over a neighbour's model, become a member."""
+        assert self._coordination is not None
+        admitted = self._coordination.ask(peer)
+        if admitted is None:
+            return  # the run is over
+        shard, donors = admitted
+        able = [donor for donor in donors if self._world.nodes[donor].alive]
+        if donors and not able:
+            return
+        step = self._add(peer, shard, able[0] if able else None)
+        self._tell({"event": "peer_started", "peer": peer})
+        self._coordination.join(peer, step)
+
+    # --- events ------------------------------------------------------------------------------
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        self._progress.observe(event)
+        self._listener(event)
+
+    def _trains(self, peer: PeerId, body: LearningBody, effect: Train) -> None:
+        """Before a step, while the model is x^(t): crash, or evaluate, if it is time to."""
+        self._crashes.begins(peer, effect)
+        if not self._world.nodes[peer].alive:
+            return
+        self._trained_at = self._world.now
+        self._meter.trained(peer)
+        every = self._config.evaluation.every
+        if every and effect.step % every == 0 and effect.step > 0:
+            metrics = plain(body.trainer.evaluate())
+            event = {"event": "evaluation", "peer": peer, "step": effect.step}
+            self._tell({**event, "metrics": metrics})
+
+    def _averaged(self, peer: PeerId, body: LearningBody, effect: Averaged) -> None:
+        assert body.result is not None
+        self._tell(
+            {
+                "event": "step",
+                "peer": peer,
+                "step": effect.step,
+                "loss": finite(body.result.loss),
+                "models_counted": int(effect.counted),
+                "swarm_size": effect.swarm_size,
+                "missed": effect.missed,
+                "late": effect.late,
+                "compute_s": body.result.seconds,
+                "wait_s": effect.waited_s,
+                "bytes_sent": self._meter.bytes_sent(peer),
+            }
+        )
+        self._mean.add(effect.step + 1, body.trainer.flat.vector)
+
+    def _finished(self, node: Node, body: LearningBody) -> dict[str, Any]:
+        trainer, peer = body.trainer, node.peer
+        return {
+            "event": "peer_finished",
+            "peer": peer,
+            "steps": node.algorithm.step,
+            "metrics": plain(trainer.evaluate()),
+            "messages_sent": self._meter.messages_sent[peer],
+            "messages_expected": sum(effect.expected for effect in node.history),
+            "messages_missed": sum(effect.missed for effect in node.history),
+            "bytes_sent": self._meter.bytes_sent(peer),
+            "shard": trainer.site.shard,
+            "shard_digest": trainer.data.digest(),
+            "notes": list(getattr(trainer.data, "notes", ())),
+        }
 
 
-def _add_peer(
-    world: World, config: RunConfig, peer: PeerId, site: Site, tell: Listener
-) -> LearningBody:
-    trainer = Trainer(load_task(config.task), config, site)
-    algorithm = build_algorithm(config)
-    flat = trainer.flat
-    registers = Registers(flat.vector, algorithm.registers, flat.parameters_end)
-    name = config.transport.wire_format
-    wire_format = Format(name) if name else default_format(flat.vector.dtype)
-    body = LearningBody(trainer, registers, wire_format)
-    node = world.add(peer, algorithm, body)
-    node.on_averaged = lambda effect: tell(_step(peer, body, effect))
-    return body
+class MeanModels:
+    """Measures the mean of all models after a step, as soon as every peer has done it."""
 
+    def __init__(self, trainer: Trainer, every: int, peers: int, tell: Listener) -> None:
+        self._trainer, self._every, self._peers, self._tell = trainer, every, peers, tell
+        self._sums: dict[int, tuple[int, Tensor]] = {}  # by steps done: how many, and their sum
 
-def _step(peer: PeerId, body: LearningBody, effect: Averaged) -> dict[str, Any]:
-    assert body.result is not None
-    return {
-        "event": "step",
-        "peer": peer,
-        "step": effect.step,
-        "loss": finite(body.result.loss),
-        "models_counted": int(effect.counted),
-        "swarm_size": effect.swarm_size,
-        "missed": effect.missed,
-        "late": effect.late,
-        "compute_s": body.result.seconds,
-        "wait_s": effect.waited_s,
-        "bytes_sent": body.bytes_sent,
-    }
-
-
-def _finished(node: Node, body: LearningBody) -> dict[str, Any]:
-    trainer = body.trainer
-    return {
-        "event": "peer_finished",
-        "peer": node.peer,
-        "steps": node.algorithm.step,
-        "metrics": {name: finite(m.value) for name, m in trainer.evaluate().items()},
-        "messages_sent": body.sent,
-        "messages_expected": sum(effect.expected for effect in node.history),
-        "messages_missed": sum(effect.missed for effect in node.history),
-        "bytes_sent": body.bytes_sent,
-        "shard": trainer.site.shard,
-        "shard_digest": trainer.data.digest(),
-        "notes": list(getattr(trainer.data, "notes", ())),
-    }
+    def add(self, steps: int, vector: Tensor) -> None:
+        """A peer's model after so many steps."""
+        if not self._every or steps % self._every:
+            return
+        count, total = self._sums.get(steps, (0, torch.zeros_like(vector)))
+        self._sums[steps] = (count + 1, total + vector)
+        if count + 1 == self._peers:
+            _, total = self._sums.pop(steps)
+            metrics = plain(self._trainer.evaluate(total / self._peers))
+            self._tell({"event": "mean_model", "step": steps, "metrics": metrics})
