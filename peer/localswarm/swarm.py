@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from peer.algorithms.core import peer_order
 from peer.localswarm.process import Child, Ended, Inbox, Said, own_command
 from relayswarm.errors import ExitCode, JoinError, QuorumError, RelayswarmError
 
@@ -70,6 +71,7 @@ class LocalSwarm:
         self._running: set[str] = set()  # peers whose end has not been heard of
         self._finished: set[str] = set()
         self._has_begun = False  # a topology was published
+        self._overdue_at: float | None = None  # who has not ended by then hangs
 
     def __enter__(self) -> LocalSwarm:
         return self
@@ -92,15 +94,15 @@ class LocalSwarm:
         Raises JoinError or another RelayswarmError when the run cannot begin, QuorumError when no
         peer has finished.
         """
-        while True:
+        while not self._is_over:
             try:
                 item = self._inbox.get(timeout=idle_s)
             except queue.Empty:
                 yield None
-                continue
-            yield from self._take(item)
-            if isinstance(item, Ended) and self._has_peers and not self._running:
-                break
+            else:
+                yield from self._take(item)
+        for hung in sorted(self._running, key=peer_order):
+            yield self._exited(hung, None)
         if not self._finished:
             raise QuorumError(f"no peer finished; their logs are in {self._logs}")
 
@@ -127,6 +129,14 @@ class LocalSwarm:
                 yield item.event
 
     @property
+    def _is_over(self) -> bool:
+        """Whether all peers have ended, or the run has and the rest had time enough to: a peer
+        that was stopped, or hangs, would keep us waiting for ever."""
+        if self._overdue_at is not None and time.monotonic() > self._overdue_at:
+            return True
+        return self._has_peers and not self._running and self._inbox.empty()
+
+    @property
     def _has_peers(self) -> bool:
         return len(self._children) > 1
 
@@ -139,6 +149,7 @@ class LocalSwarm:
             return
         event = item.event
         if item.child == COORDINATOR and event["event"] == "finished":
+            self._overdue_at = time.monotonic() + GRACE_S
             return  # the run's own `finished` is yet to come, with the report
         yield event
         match event["event"]:
@@ -159,13 +170,16 @@ class LocalSwarm:
         if end.child in self._finished and end.exit_code == 0:
             return
         stderr = self._children[end.child].last_lines()
-        what = {"exit_code": end.exit_code, "stderr": stderr}
         if end.child == COORDINATOR:
-            yield {"event": "coordinator_exited", **what}
+            yield {"event": "coordinator_exited", "exit_code": end.exit_code, "stderr": stderr}
         elif end.child not in self._finished:
-            yield {"event": "peer_exited", "peer": end.child, **what}
+            yield self._exited(end.child, end.exit_code)
         if not self._has_begun:
             raise could_not_begin(end, stderr)
+
+    def _exited(self, peer: str, exit_code: int | None) -> Mapping[str, Any]:
+        stderr = self._children[peer].last_lines()
+        return {"event": "peer_exited", "peer": peer, "exit_code": exit_code, "stderr": stderr}
 
 
 def could_not_begin(end: Ended, stderr: Sequence[str]) -> RelayswarmError:
