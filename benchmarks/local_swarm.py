@@ -1,0 +1,161 @@
+"""What a local swarm reaches: against a centralized baseline, with lost messages, with a hung peer.
+
+    python benchmarks/local_swarm.py seeds     8 peers on digits (the demo) with three seeds
+    python benchmarks/local_swarm.py losses    the same with and without 10 % lost messages, in turn
+    python benchmarks/local_swarm.py hung      one of 8 peers is stopped for good half way
+
+Prints a table and writes JSON beside it (`--output`). Takes one to five minutes each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+DEMO = Path(__file__).parent.parent / "examples" / "demo.toml"
+
+Event = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["seeds", "losses", "hung"])
+    parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
+    arguments = parser.parse_args()
+    figures = {"seeds": seeds, "losses": losses, "hung": hung}[arguments.what]()
+    figures |= {"machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"}
+    figures |= {"date": time.strftime("%Y-%m-%d")}
+    if arguments.output:
+        arguments.output.write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+def seeds() -> Event:
+    """Worst peer beside the baselines, for three seeds."""
+    rows = []
+    for seed in (1, 2, 3):
+        report = run("--seed", str(seed))[-1]["report"]
+        rows.append({"seed": seed, **accuracies(report), "wall_seconds": report["wall_seconds"]})
+    gaps = [row["baseline_small_batch"] - row["worst"] for row in rows]
+    return {"rows": rows, "mean_points_below_batch_32": round(100 * statistics.mean(gaps), 2)}
+
+
+def losses() -> Event:
+    """Step rate and accuracy with 10 % known losses, and the lossless run's, in turn."""
+    rows, ratios = [], []
+    for seed in (1, 2, 3):
+        rates = {}
+        for drop in (0.0, 0.1):
+            events = run("--seed", str(seed), "--set", f"faults.drop={drop}")
+            report = events[-1]["report"]
+            expected = sum(peer["messages_expected"] for peer in report["peers"])
+            missed = sum(peer["messages_missed"] for peer in report["peers"])
+            rates[drop] = step_rate(events)
+            row = {"seed": seed, "drop": drop, "missed": missed / expected, "of": expected}
+            rows.append({**row, "steps_per_s": rates[drop], **accuracies(report)})
+        ratios.append(rates[0.1] / rates[0.0])
+    return {"rows": rows, "median_rate_ratio": statistics.median(ratios)}
+
+
+def hung() -> Event:
+    """Rates of the living before a peer is stopped and after the third deadline; what they miss."""
+    stopped, steps, deadline_s = "peer-5", 800, 1.0
+    after_s = 3 * deadline_s
+    when: list[float] = []
+
+    finished: list[str] = []
+
+    def stop_half_way(event: Event, pids: dict[str, int]) -> None:
+        if event["event"] == "step" and event["step"] == steps // 2 and not when:
+            os.kill(pids[stopped], signal.SIGSTOP)
+            when.append(time.monotonic())
+        if event["event"] == "peer_finished":
+            finished.append(event["peer"])
+            if len(finished) == len(pids) - 1:
+                os.kill(pids[stopped], signal.SIGCONT)  # so that the run can end
+
+    settings = [f"transport.deadline_s={deadline_s}", "coordinator.lease_s=600", "faults.drop=0"]
+    flags = [flag for setting in settings for flag in ("--set", setting)]
+    events = run("--steps", str(steps), *flags, on_event=stop_half_way)
+    living = [e for e in events if e["event"] == "step" and e["peer"] != stopped]
+    before = [e for e in living if steps // 4 < e["step"] and e["at"] < when[0]]
+    after = [e for e in living if e["at"] > when[0] + after_s and e["step"] < steps * 0.95]
+    neighbours = [set(edge) - {stopped} for edge in topology(events)["edges"] if stopped in edge]
+    allowed = {next(iter(peer)): 1 for peer in neighbours}
+    among = sum(max(0, e["missed"] - allowed.get(e["peer"], 0)) for e in after)
+    return {
+        "steps_per_s_before": rate_of(before),
+        "steps_per_s_after_third_deadline": rate_of(after),
+        "ratio": rate_of(after) / rate_of(before),
+        "messages_missed_among_the_living": among,
+        "neighbours_of_the_stopped": sorted(allowed),
+    }
+
+
+def run(
+    *flags: str, on_event: Callable[[Event, dict[str, int]], None] | None = None
+) -> list[Event]:
+    """All events of `relayswarm up` on the demo's config, each with the time it came `at`."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "peer.cli", "up", str(DEMO), "--json"]
+        command += ["--report", str(Path(folder) / "report"), *flags]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            events = list(_events(process, on_event))
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    return events
+
+
+def _events(
+    process: subprocess.Popen[str], on_event: Callable[[Event, dict[str, int]], None] | None
+) -> Iterator[Event]:
+    pids: dict[str, int] = {}
+    assert process.stdout
+    for line in process.stdout:
+        event = {**json.loads(line), "at": time.monotonic()}
+        if event["event"] == "peer_started":
+            pids[event["peer"]] = event["pid"]
+        if on_event:
+            on_event(event, pids)
+        yield event
+
+
+def topology(events: list[Event]) -> Event:
+    return next(event for event in events if event["event"] == "topology")
+
+
+def step_rate(events: list[Event]) -> float:
+    """Steps per second of a peer in the middle of a run, start and end left out."""
+    steps = [event for event in events if event["event"] == "step"]
+    last = max(event["step"] for event in steps)
+    return rate_of([e for e in steps if 0.1 * last < e["step"] < 0.9 * last])
+
+
+def rate_of(steps: list[Event]) -> float:
+    """Median over peers of steps per second."""
+    by_peer: dict[str, list[float]] = defaultdict(list)
+    for event in steps:
+        by_peer[event["peer"]].append(event["at"])
+    rates = [(len(at) - 1) / (max(at) - min(at)) for at in by_peer.values() if len(at) > 1]
+    return round(statistics.median(rates), 2)
+
+
+def accuracies(report: Event) -> dict[str, float]:
+    keys = ("worst", "mean", "consensus_model", "baseline", "baseline_small_batch")
+    return {key: round(report[key]["accuracy"], 4) for key in keys}
+
+
+if __name__ == "__main__":
+    main()
