@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import queue
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -104,7 +105,9 @@ class Daemon:
         self._events: queue.SimpleQueue[Event | _Call] = queue.SimpleQueue()
         self._training = ThreadPoolExecutor(1, thread_name_prefix="training")
         self._busy = False  # the live vector belongs to the training thread
-        self._readers: list[Future[Snapshot]] = []
+        self._readers: list[Future[Snapshot]] = []  # who waits for a model; under the guard
+        self._closed = False  # the core loop has ended; under the guard
+        self._guard = threading.Lock()
         self.down: set[PeerId] = set()  # neighbours that the transport cannot reach
         self._finished = False
         self._compute_s = 0.0
@@ -143,7 +146,9 @@ class Daemon:
         """Let the local steps under way come to their end."""
         self._training.shutdown(wait=True, cancel_futures=True)
         self._busy = False
-        self._answer_readers()
+        with self._guard:
+            self._closed = True
+            self._answer_readers()
 
     def _turn(self, deadline: float | None) -> None:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -155,8 +160,9 @@ class Daemon:
             item.action()
         else:
             self._feed(item)
-        if not self._busy:
-            self._answer_readers()
+        if not self._busy and self._readers:
+            with self._guard:
+                self._answer_readers()
 
     def _feed(self, event: Event) -> None:
         if isinstance(event, NewView):
@@ -267,7 +273,11 @@ class Daemon:
     def snapshot(self) -> Snapshot:
         """The live model as soon as no local step is under way."""
         wanted: Future[Snapshot] = Future()
-        self.call(lambda: self._readers.append(wanted))
+        with self._guard:
+            self._readers.append(wanted)
+            if self._closed:
+                self._answer_readers()
+        self.call(lambda: None)  # so that the core loop comes round
         return wanted.result()
 
     def state(self) -> PeerState:
