@@ -90,6 +90,7 @@ class Process:
         self._log = log
         self._news = news
         self._events: list[Event] = []
+        self._is_silent = False  # it has ended, and all that it announced is in
         reader, writer = os.pipe()
         with log.open("ab") as stderr:
             self.pid = zygote.start(arguments, writer, stderr.fileno())
@@ -119,10 +120,6 @@ class Process:
         """Wait until it has announced this step, or a later one."""
         self._await(lambda: self.step() >= step, f"step {step}")
 
-    def until_line(self, text: str) -> None:
-        """Wait until its log, which is looked at whenever an event comes, has this text."""
-        self._await(lambda: text in self.log, f"{text!r} in its log")
-
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
@@ -149,8 +146,8 @@ class Process:
 
     def _await(self, condition: Callable[[], Any], what: str) -> None:
         with self._news:
-            here = self._news.wait_for(condition, PATIENCE_S)
-        assert here, f"waited in vain for {what} of {self}"
+            self._news.wait_for(lambda: condition() or self._is_silent, PATIENCE_S)
+            assert condition(), f"waited in vain for {what} of {self}"
 
     def _listen(self, descriptor: int) -> None:
         with open(descriptor, encoding="utf-8") as lines:
@@ -158,6 +155,9 @@ class Process:
                 with self._news:
                     self._events.append(json.loads(line))
                     self._news.notify_all()
+        with self._news:
+            self._is_silent = True
+            self._news.notify_all()
 
 
 class Swarm:
@@ -195,16 +195,11 @@ class Swarm:
         for k in range(self.config.peers):
             self.add(f"peer-{k}", *flags)
 
-    def until(self, condition: Callable[[], Any], what: str) -> None:
-        """Wait for something about several processes."""
-        with self._news:
-            here = self._news.wait_for(condition, PATIENCE_S)
-        words = "\n".join(map(str, (self.coordinator, *self.peers.values())))
-        assert here, f"waited in vain until {what}\n{words}"
-
-    def until_step(self, step: int) -> None:
-        for process in self.peers.values():
-            process.until_step(step)
+    def until_step(self, step: int, *but: str) -> None:
+        """Wait until all peers, but for some, have announced this step, or a later one."""
+        for peer_id, process in self.peers.items():
+            if peer_id not in but:
+                process.until_step(step)
 
     def finish(self) -> dict[str, Event]:
         """Wait until all peers have ended well; returns their `peer_finished` events."""
