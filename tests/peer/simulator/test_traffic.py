@@ -22,6 +22,25 @@ def test_models_per_step(play, name: str) -> None:
     assert cost["gradient_evaluations"] == 4 * 30
 
 
+ROUNDS = {
+    "relaysgd waits for its neighbours": ("algorithm.name=relaysgd", 1.0),
+    "sgp for two partners in turn": ("algorithm.name=sgp", 2.0),
+    "with overlap nobody waits": ("algorithm.overlap=true", 0.0),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_message_rounds_on_the_critical_path(play, name: str) -> None:
+    override, rounds = ROUNDS[name]
+    assert play("", override).cost["message_rounds_per_step"] == rounds
+
+
+def test_a_call_and_its_answer_are_two_rounds(play) -> None:
+    """Two peers that call each other only: no call is refused, but for those that cross."""
+    rounds = play("", "algorithm.name=swarmsgd", "peers=2").cost["message_rounds_per_step"]
+    assert 2.0 <= rounds < 4.0
+
+
 def test_half_a_model_on_each_of_two_trees_counts_as_half(play) -> None:
     trees = ("topology.tree=double-binary-trees", "topology.graph=complete")
     cost = play("", *trees, "task.options.dimension=4", "peers=8").cost
