@@ -89,12 +89,12 @@ class Sender:
             old.close()
 
     def drain(self) -> None:
-        """Take the end to be near: what cannot be delivered now is given up."""
+        """Take the end to be near: if the peer does not answer now, stop at once."""
         with self._changed:
             self._draining = True
-            given_up = self._give_up_all() if self._down else []
-            self._changed.notify_all()
-        self._report_unsent(given_up)
+            down = self._down
+        if down:
+            self.stop()
 
     def wait_empty(self, deadline: float) -> bool:
         """Wait until all is answered or given up, or `deadline` (monotonic seconds) has come."""

@@ -129,12 +129,43 @@ class VectorOutgoing:
         self.closed += 1
 
 
+class Swarm:
+    """One sender, `peer` that receives, and what both report."""
+
+    def __init__(self, tools: Any, elements: int = 1000, plan: Any = None, **changes: Any) -> None:
+        self.tools = tools
+        self.contract = tools.contract(elements, **changes)
+        self.handler = tools.Handler()
+        self.reports = tools.Reports()
+        self.server = tools.server(self.handler, self.contract)
+        self.outbox = tools.outbox(self.reports, self.contract, plan=plan)
+        self.outbox.set_addresses({"peer": self.server.address})
+
+    def send(self, step: int = 1, gate: threading.Event | None = None, **head: Any) -> Any:
+        """Post random vectors; returns the head and the payload."""
+        sections = head.pop("sections", 1)
+        posted = self.tools.head(step=step, **head)
+        span = self.contract.span(posted.kind, posted.tree)
+        vectors = torch.randn(sections, span.elements, dtype=self.contract.dtype)
+        outgoing = self.tools.Outgoing(*vectors, gate=gate)
+        self.outbox.send("peer", posted, outgoing)
+        return posted, outgoing
+
+    def restart(self) -> None:
+        """The receiver comes back at the same address."""
+        self.server = self.tools.server(self.handler, self.contract, self.server.address)
+
+    def kill(self) -> None:
+        self.server.stop(0.0)
+
+
 class Tools:
     """Builds what tests talk about, and takes it down after them."""
 
     Handler = RecordingHandler
     Reports = RecordingReports
     Outgoing = VectorOutgoing
+    Swarm = Swarm
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack

@@ -1,0 +1,218 @@
+"""Sending to one neighbour: tries again, newer messages before older ones, outages."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peer.algorithms.core import Head, Verdict
+from peer.transport import sender as sender_module
+from peer.transport.sender import BACKLOG, RETRY_GROWTH_LIMIT, growth
+
+LARGE = 600_000  # elements of float32: three chunks
+
+
+# --- trying again ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("passing", [Verdict.EPOCH_AHEAD, Verdict.BUSY])
+@pytest.mark.parametrize("elements", [1000, LARGE])
+def test_tries_again_while_the_receiver_is_not_ready(
+    tools: Any, passing: Verdict, elements: int
+) -> None:
+    swarm = tools.Swarm(tools, elements)
+    answers = iter([passing, passing, passing, Verdict.ACCEPTED])
+    swarm.handler.judge = lambda _: next(answers)
+    head, outgoing = swarm.send()
+    assert swarm.reports.wait("sent") == [("peer", head, Verdict.ACCEPTED)]
+    assert swarm.reports.of("retried") == [("peer", passing.name)] * 3
+    ((_, vectors),) = swarm.handler.of("received")
+    assert torch.equal(vectors[0], outgoing.vectors[0])
+
+
+@given(st.integers(0, 10**9))
+def test_waits_grow_but_not_for_ever(attempt: int) -> None:
+    assert growth(attempt) == min(2 ** min(attempt, 64), RETRY_GROWTH_LIMIT)
+
+
+def test_a_slot_that_is_stuck_does_not_hold_up_another(tools: Any) -> None:
+    swarm = tools.Swarm(tools, trees=2)
+    swarm.handler.judge = lambda head: Verdict.BUSY if head.tree == 0 else Verdict.ACCEPTED
+    swarm.send(tree=0)
+    swarm.reports.wait("retried")
+    head, _ = swarm.send(tree=1)
+    assert swarm.reports.wait("sent") == [("peer", head, Verdict.ACCEPTED)]
+
+
+# --- rule R7: newer messages take the place of older ones -----------------------------------------
+
+
+def test_one_more_than_the_backlog_drops_the_oldest(tools: Any) -> None:
+    swarm = tools.Swarm(tools)
+    ready = threading.Event()
+    swarm.handler.judge = lambda _: Verdict.ACCEPTED if ready.is_set() else Verdict.EPOCH_AHEAD
+    heads = [swarm.send(step)[0] for step in range(BACKLOG + 3)]
+    dropped = sorted(swarm.reports.wait("sent", 3), key=lambda event: event[1].step)
+    assert dropped == [("peer", head, None) for head in heads[:3]]
+    ready.set()
+    delivered = swarm.reports.wait("sent", BACKLOG + 3)[3:]
+    assert delivered == [("peer", head, Verdict.ACCEPTED) for head in heads[3:]]
+    assert [head for head, _ in swarm.handler.of("received")] == heads[3:]
+
+
+def test_the_oldest_is_cut_off_even_while_it_streams(tools: Any) -> None:
+    swarm = tools.Swarm(tools, LARGE)
+    gate = threading.Event()
+    first, outgoing = swarm.send(0, gate)
+    swarm.handler.wait("bytes_in", 2)
+    rest = [swarm.send(step)[0] for step in range(1, BACKLOG + 1)]
+    assert swarm.handler.wait("broken") == [(first,)]
+    gate.set()
+    assert swarm.reports.wait("sent") == [("peer", first, None)]
+    assert outgoing.closed == 1
+    assert swarm.reports.wait("sent", 3)[1:] == [("peer", h, Verdict.ACCEPTED) for h in rest]
+
+
+@pytest.mark.parametrize("elements", [1000, LARGE])
+def test_cancels_what_waits(tools: Any, elements: int) -> None:
+    swarm = tools.Swarm(tools, elements)
+    swarm.handler.judge = lambda _: Verdict.EPOCH_AHEAD
+    head, outgoing = swarm.send()
+    swarm.reports.wait("retried")
+    swarm.outbox.cancel("peer", head)
+    assert swarm.reports.wait("sent") == [("peer", head, None)]
+    assert outgoing.closed == 1
+
+
+def test_cancels_a_stream(tools: Any) -> None:
+    swarm = tools.Swarm(tools, LARGE)
+    gate = threading.Event()
+    head, outgoing = swarm.send(gate=gate)
+    swarm.handler.wait("bytes_in", 2)
+    swarm.outbox.cancel("peer", head)
+    assert swarm.handler.wait("broken") == [(head,)]
+    gate.set()
+    assert swarm.reports.wait("sent") == [("peer", head, None)]
+    assert outgoing.closed == 1
+
+
+def test_cancelling_what_is_answered_or_unknown_does_nothing(tools: Any) -> None:
+    swarm = tools.Swarm(tools)
+    head, _ = swarm.send()
+    swarm.reports.wait("sent")
+    swarm.outbox.cancel("peer", head)
+    swarm.outbox.cancel("stranger", head)
+    swarm.send(2)
+    assert [v for _, _, v in swarm.reports.wait("sent", 2)] == [Verdict.ACCEPTED] * 2
+
+
+# --- outages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("elements", [1000, LARGE])
+def test_an_outage_is_told_once_and_tries_go_on_until_it_ends(tools: Any, elements: int) -> None:
+    swarm = tools.Swarm(tools, elements)
+    for outage in (1, 2):
+        swarm.kill()
+        head, _ = swarm.send(outage)
+        swarm.reports.wait("unreachable", outage)
+        retries = len(swarm.reports.of("retried"))
+        swarm.reports.wait("retried", retries + 2)
+        assert swarm.reports.of("unreachable") == [("peer",)] * outage
+        swarm.restart()
+        assert swarm.reports.wait("sent", outage)[-1] == ("peer", head, Verdict.ACCEPTED)
+
+
+def test_a_stream_that_breaks_is_sent_again(tools: Any) -> None:
+    swarm = tools.Swarm(tools, LARGE)
+    gate = threading.Event()
+    head, outgoing = swarm.send(gate=gate)
+    swarm.handler.wait("bytes_in", 2)
+    swarm.kill()
+    assert swarm.handler.wait("broken") == [(head,)]
+    gate.set()
+    swarm.restart()
+    assert swarm.reports.wait("sent") == [("peer", head, Verdict.ACCEPTED)]
+    ((_, vectors),) = swarm.handler.of("received")
+    assert torch.equal(vectors[0], outgoing.vectors[0])
+
+
+def test_a_peer_that_hangs_is_unreachable(tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender_module, "UNARY_TIMEOUT_S", 0.2)
+    swarm = tools.Swarm(tools)
+    awake = threading.Event()
+
+    def hang(_: Head) -> Verdict:
+        awake.wait(20)
+        return Verdict.ACCEPTED
+
+    swarm.handler.judge = hang
+    head, _ = swarm.send()
+    assert swarm.reports.wait("unreachable") == [("peer",)]
+    awake.set()
+    assert swarm.reports.wait("sent") == [("peer", head, Verdict.ACCEPTED)]
+
+
+def test_a_peer_without_address_is_unreachable_until_it_has_one(tools: Any) -> None:
+    swarm = tools.Swarm(tools)
+    swarm.outbox.set_addresses({})
+    head, _ = swarm.send()
+    assert swarm.reports.wait("unreachable") == [("peer",)]
+    swarm.outbox.set_addresses({"peer": swarm.server.address})
+    assert swarm.reports.wait("sent") == [("peer", head, Verdict.ACCEPTED)]
+
+
+@pytest.mark.parametrize("elements", [1000, LARGE])
+def test_follows_a_peer_that_moves(tools: Any, elements: int) -> None:
+    swarm = tools.Swarm(tools, elements)
+    swarm.kill()
+    head, _ = swarm.send()
+    swarm.reports.wait("retried")
+    elsewhere = tools.server(swarm.handler, swarm.contract)
+    swarm.outbox.set_addresses({"peer": elsewhere.address})
+    assert swarm.reports.wait("sent") == [("peer", head, Verdict.ACCEPTED)]
+
+
+@pytest.mark.parametrize("elements", [1000, LARGE])
+def test_a_stream_follows_a_peer_that_moves(tools: Any, elements: int) -> None:
+    """What is under way to the old address is cut off there and sent again to the new one."""
+    swarm = tools.Swarm(tools, elements)
+    old = swarm.handler
+    stuck = threading.Event()
+    old.judge = lambda _: Verdict.ACCEPTED if stuck.wait(20) else Verdict.BUSY
+    head, _ = swarm.send()
+    old.wait("admit")
+    new = tools.Handler()
+    swarm.outbox.set_addresses({"peer": tools.server(new, swarm.contract).address})
+    assert swarm.reports.wait("sent") == [("peer", head, Verdict.ACCEPTED)]
+    assert len(new.of("received")) == 1
+    stuck.set()
+
+
+def test_messages_to_a_peer_that_left_are_given_up(tools: Any) -> None:
+    swarm = tools.Swarm(tools)
+    swarm.handler.judge = lambda _: Verdict.EPOCH_AHEAD
+    heads = [swarm.send(step)[0] for step in (1, 2)]
+    swarm.reports.wait("retried")
+    swarm.outbox.set_addresses({"another": "127.0.0.1:1"})
+    gone = swarm.reports.wait("sent", 2)
+    assert sorted(gone, key=lambda event: event[1].step) == [("peer", h, None) for h in heads]
+
+
+def test_a_server_that_speaks_another_language_is_no_outage(tools: Any) -> None:
+    swarm = tools.Swarm(tools)
+    server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        swarm.outbox.set_addresses({"peer": f"127.0.0.1:{port}"})
+        head, _ = swarm.send()
+        assert swarm.reports.wait("sent") == [("peer", head, None)]
+    finally:
+        server.stop(None).wait()
+    assert not swarm.reports.of("retried") + swarm.reports.of("unreachable")
