@@ -184,13 +184,14 @@ def test_the_example_is_a_valid_config() -> None:
 # --- a whole swarm of real processes ----------------------------------------------------------
 
 
+@pytest.mark.timeout(240)  # five processes import torch, perhaps on a busy machine
 def test_up_runs_a_swarm_of_processes(tmp_path: Path) -> None:
     """Four peers, real sockets: JSON events on standard output, then the report."""
     report = tmp_path / "report"
     command = own_command("up", "--task", "quadratics", "--peers", "4", "--graph", "chain")
     command += ["--steps", "20", "--report", str(report), "--json", "--device", "cpu"]
     ended = subprocess.run(
-        command, env=without_lifeline(), capture_output=True, text=True, check=False, timeout=110
+        command, env=without_lifeline(), capture_output=True, text=True, check=False, timeout=220
     )
     assert (ended.returncode, ended.stderr) == (ExitCode.DONE, "")
     events = [json.loads(line) for line in ended.stdout.splitlines()]
