@@ -358,3 +358,8 @@ class Algorithm(ABC):
     @abstractmethod
     def step(self) -> int:
         """The step being trained or averaged."""
+
+    def period(self) -> int | None:
+        """A promise: from here on the effects repeat after so many steps, but for step numbers, as
+        long as topology and rate stay and all messages come in time. None: no promise."""
+        return None

@@ -70,6 +70,9 @@ class Gossip(Synchronous):
     def mix(self, row: Row) -> list[Effect]:
         """Average with what came."""
 
+    def period(self) -> int | None:
+        return 1
+
     def expects(self, view: View, label: Label) -> tuple[Edge, ...]:  # noqa: ARG002
         return tuple((0, j) for j in view.members if j != view.me and view.mixing.get(j))
 

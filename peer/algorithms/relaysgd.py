@@ -89,6 +89,10 @@ class RelaySGD(Synchronous):
         """The tree's factor holds once sums are complete: after the first diameter steps."""
         return view.lr_scale if self.steps_in_epoch() >= view.diameter else 1
 
+    def period(self) -> int | None:
+        settled = self.view and self.steps_in_epoch() > self.view.diameter  # sums are complete
+        return 1 if settled else None
+
     def expects(self, view: View, label: Label) -> tuple[Edge, ...]:  # noqa: ARG002
         return tuple((tree, j) for tree, around in enumerate(view.trees) for j in around)
 

@@ -81,6 +81,10 @@ class SGP(Synchronous):
         self.weight = 1.0
         return []
 
+    def period(self) -> int | None:
+        k = max(_k(self.view), 1) if self.view else 1
+        return math.lcm(k, self.rounds) // self.rounds  # in steps, while rounds cycle through k
+
     def expects(self, view: View, label: Label) -> tuple[Edge, ...]:
         return tuple((0, j) for j in _peer_at(view, _offset(view, label)))
 
