@@ -195,7 +195,7 @@ class ExactSwarm:
     """Peers with exact vectors in a simulated world, who have got their first view.
 
     `duration_s(i, step)` is how long peer i trains, in virtual seconds. `wrap` may put something
-    around each algorithm (see `trace`).
+    around each algorithm (see `event_log`).
     """
 
     def __init__(

@@ -39,9 +39,9 @@ from peer.algorithms.core import (
     Verdict,
     View,
 )
+from peer.simulator.event_log import Logged
 from peer.simulator.exact import ExactSwarm, Problem, Vector, views
 from peer.simulator.links import LosingLink, SeededLink
-from peer.simulator.trace import Traced
 from peer.simulator.world import World
 
 STEPS = 8
@@ -57,7 +57,7 @@ class Log:
         def log(now: float, event: Event, effects: list[Effect]) -> None:  # noqa: ARG001
             self.entries.append((peer, event, effects))
 
-        return Traced(algorithm, log)
+        return Logged(algorithm, log)
 
     def effects(self) -> list[tuple[PeerId, Effect]]:
         return [(peer, effect) for peer, _, effects in self.entries for effect in effects]
@@ -128,7 +128,7 @@ chaos = st.builds(Chaos, st.integers(0, 2**32), known=st.booleans(), ordered=st.
 @settings(max_examples=40)
 @given(chaos, st.integers(2, 8), st.booleans())
 def test_relaysgd_counts_right_whatever_happens(chaos: Chaos, n: int, overlap: bool) -> None:
-    """ "the total weight stays n": each model at most once in any sum, the rest made up for."""
+    """The total weight stays n: each model at most once in any sum, the rest made up for."""
     swarm = chaos.run("relaysgd", n, {"overlap": overlap})
     assert ones(swarm) == {1}
     assert all(1 <= a.counted <= n for node in swarm.nodes for a in node.history)
@@ -197,8 +197,8 @@ def test_a_delay_alone_loses_nothing(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_dead_leaf_costs_at_most_three_deadlines_once(overlap: bool) -> None:
-    """ "with one dead leaf [waiting for exactly this step] loses a fifth of the messages between
-    the living and halves the step rate"."""
+    """To wait for exactly this step and drop what is late would cost a fifth of the messages
+    between the living, and half of the step rate, for good."""
     deadline_s, steps, n = 5.0, 30, 5
     link = LosingLink(lambda sender, to, _: "peer-4" in (sender, to), known=False)
     swarm = ExactSwarm(
@@ -220,7 +220,7 @@ def test_a_dead_leaf_costs_at_most_three_deadlines_once(overlap: bool) -> None:
 
 
 def test_announced_losses_cost_no_time() -> None:
-    """ "a header without payload: the receiver need not wait"."""
+    """A header without payload: the receiver need not wait."""
     link = LosingLink(lambda sender, to, head: (head.step + len(sender + to)) % 2 == 0)
     swarm = ExactSwarm(
         "relaysgd", views([random_tree(6, 1)]), Run(STEPS), problem(6, 0), world=World(link)

@@ -126,7 +126,7 @@ def tree_problems(draw: st.DrawFn, min_n: int = 1) -> tuple[Tree, list[F], list[
 def test_models_are_averages_of_delayed_models(
     problem: tuple[Tree, list[F], list[F]], overlap: bool, seed: int
 ) -> None:
-    """ "x_i^(t+1) = 1/n sum_j x_j^(t - tau_ij + 1/2)", from the first step on by equation 1.
+    """x_i^(t+1) = 1/n sum_j x_j^(t - tau_ij + 1/2), from the first step on by equation 1.
 
     However long messages and training take: a delay alone loses nothing.
     """
@@ -151,7 +151,7 @@ def test_models_are_averages_of_delayed_models(
 def test_an_epoch_that_all_adopt_at_its_step_loses_nothing(
     problem: tuple[Tree, list[F], list[F]], overlap: bool, seed: int
 ) -> None:
-    """ "On a new epoch the relay state starts over", here on another tree, and nothing else does.
+    """On a new epoch the relay state starts over, here on another tree, and nothing else does.
 
     Views come in time but at any time; messages take longer than steps, and cross the change.
     """
@@ -204,7 +204,7 @@ def test_with_known_losses_the_listing_holds(
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 8, 9])
 def test_two_trees_carry_half_the_coordinates_each(n: int) -> None:
-    """ "the first half of the flat vector travels on tree A, the second on tree B": 3 = 2 + 1."""
+    """The first half of the flat vector travels on tree A, the second on tree B: 3 = 2 + 1."""
     edges = [in_order_tree(n), mirrored_tree(n)]
     starts = [[F(i * k % 5) for i in range(n)] for k in (1, 2, 3)]
     targets = [[F(7 * i * k % 11) for i in range(n)] for k in (1, 2, 3)]
@@ -220,7 +220,7 @@ def test_two_trees_carry_half_the_coordinates_each(n: int) -> None:
 
 
 def test_two_peers_are_exact_all_reduce() -> None:
-    """ "two peers are exact all-reduce"."""
+    """Two peers are exact all-reduce."""
     swarm = ExactSwarm(
         "relaysgd",
         views([Tree(2, ((0, 1),))]),
@@ -263,7 +263,7 @@ def test_a_chain_of_three_by_hand() -> None:
 
 
 def test_the_rate_is_scaled_once_sums_are_complete() -> None:
-    """ "The factor applies after the first diameter steps of each epoch"."""
+    """The factor applies after the first diameter steps of each epoch."""
     scales: list[object] = []
     peer = RelaySGD(Run(total_steps=4))
     (view,) = views([Tree(1, ())], lr_scale=F(3, 2))

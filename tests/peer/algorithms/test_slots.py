@@ -58,7 +58,7 @@ def test_r1_the_steps_used_rise_strictly(events: list[tuple[int, bool]]) -> None
 def test_r2_when_waiting_ends_the_newest_unused_is_taken(
     offered: tuple[int, ...], used: int | None
 ) -> None:
-    """ "use the newest unused s <= t (late is not lost)"."""
+    """Use the newest unused s <= t (late is not lost)."""
     assert taken(slot(*offered)) == used
 
 

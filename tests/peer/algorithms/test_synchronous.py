@@ -118,7 +118,7 @@ def test_r2_late_is_not_lost() -> None:
 
 
 def test_r4_a_slow_peer_jumps_ahead() -> None:
-    """ "labels its own message with the largest such s"."""
+    """Labels its own message with the largest such s."""
     peer = training(1)
     peer.handle(from_b(5), 2.0)
     peer.handle(from_b(6), 3.0)
@@ -174,7 +174,7 @@ def test_r6_a_timely_message_brings_the_waiting_back() -> None:
 
 
 def test_r7_two_messages_may_be_under_way() -> None:
-    """ "a newer one cancels the older": not the one before, for which the neighbour may wait."""
+    """A newer one cancels the older: not the one before, for which the neighbour may wait."""
     peer = training()
     cancelled = []
     for step in range(4):

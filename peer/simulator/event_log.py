@@ -40,7 +40,7 @@ from peer.algorithms.core import (
 Log: TypeAlias = Callable[[float, Event, list[Effect]], None]
 
 
-class Traced(Algorithm):
+class Logged(Algorithm):
     """An algorithm that reports each call of `handle` and is otherwise the one inside."""
 
     def __init__(self, inner: Algorithm, log: Log) -> None:
