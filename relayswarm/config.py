@@ -34,101 +34,151 @@ class _Section(BaseModel):
 class TaskConfig(_Section):
     """What is learnt."""
 
-    name: str = "digits"
-    options: dict[str, Any] = Field(default_factory=dict)  # each task documents its own
+    name: str = Field("digits", description="A built-in task or one that a package offers.")
+    options: dict[str, Any] = Field(default_factory=dict, description="The task's own options.")
 
 
 class DataConfig(_Section):
-    """Where the data are and how they are split over peers."""
+    """How the training data are split over peers, and the size of a batch."""
 
-    shards: int | None = Field(default=None, ge=1)  # None: one for each peer
-    alpha: float | None = Field(default=None, gt=0)  # heterogeneity (Dirichlet); None: even
-    min_samples: int = Field(default=16, ge=1)  # no shard is smaller; the draw is repeated
-    batch_size: int = Field(default=32, ge=1)
+    shards: int | None = Field(None, ge=1, description="Number of shards. Unset: one per peer.")
+    alpha: float | None = Field(
+        None,
+        gt=0,
+        description="Dirichlet parameter of the split: the smaller, the more one-sided are the "
+        "classes of a shard. Unset: an even split.",
+    )
+    min_samples: int = Field(
+        16, ge=1, description="No shard is smaller; the split is drawn again until it holds."
+    )
+    batch_size: int = Field(32, ge=1, description="Samples of one peer's batch.")
 
 
 class AlgorithmConfig(_Section):
-    """Which method, and its options; what the method does not know is refused."""
+    """How peers average. An option that the algorithm does not know is refused; unset, the
+    algorithm's own default holds."""
 
-    name: str = "relaysgd"
-    local_steps: int = Field(default=1, ge=1)  # optimizer steps between two exchanges
-    fallback: Literal["previous", "counts"] | None = None
-    overlap: bool | None = None
-    weights: Literal["metropolis", "uniform", "lazy", "auto"] | None = None
-    momentum: float | None = Field(default=None, ge=0, lt=1)
-    blocking: bool | None = None
-    options: dict[str, Any] = Field(default_factory=dict)  # of algorithms from elsewhere
+    name: str = Field("relaysgd", description="The algorithm.")
+    local_steps: int = Field(1, ge=1, description="Optimizer steps between two exchanges.")
+    fallback: Literal["previous", "counts"] | None = Field(
+        None,
+        description="What relaysgd puts in the place of a missing model: this peer's previous one "
+        "(divide by n), or nothing (divide by the models that came).",
+    )
+    overlap: bool | None = Field(
+        None,
+        description="relaysgd uses a message one step after it was sent, so that the network has "
+        "a step of training to hide behind.",
+    )
+    weights: Literal["metropolis", "uniform", "lazy", "auto"] | None = Field(
+        None, description="Mixing weights of gossip methods."
+    )
+    momentum: float | None = Field(
+        None, ge=0, lt=1, description="The method's own momentum (quasi-global)."
+    )
+    blocking: bool | None = Field(None, description="Pairwise averaging in its blocking form.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Further options of the algorithm."
+    )
 
 
 class OptimizerConfig(_Section):
-    """torch's optimizers and the rate's schedule; None: the task's default."""
+    """torch's optimizers and the rate's schedule. Unset, the task's defaults hold; they are meant
+    for the optimizer that the task names."""
 
-    name: Literal["sgd", "adam", "adamw"] | None = None
-    lr: float | None = Field(default=None, gt=0)
-    momentum: float | None = Field(default=None, ge=0, lt=1)
-    nesterov: bool | None = None
-    weight_decay: float | None = Field(default=None, ge=0)
-    betas: tuple[float, float] | None = None
-    schedule: Literal["constant", "cosine"] | None = None
-    warmup_steps: int | None = Field(default=None, ge=0)
-    relay_lr_correction: bool = False  # apply the tree's exact learning-rate factor
+    name: Literal["sgd", "adam", "adamw"] | None = Field(None, description="The optimizer.")
+    lr: float | None = Field(None, gt=0, description="Learning rate.")
+    momentum: float | None = Field(None, ge=0, lt=1, description="Of sgd; stays on its peer.")
+    nesterov: bool | None = Field(None, description="Of sgd; needs momentum.")
+    weight_decay: float | None = Field(None, ge=0, description="Weight decay.")
+    betas: tuple[float, float] | None = Field(None, description="Of adam and adamw.")
+    schedule: Literal["constant", "cosine"] | None = Field(
+        None, description="How the rate goes on after the warm-up."
+    )
+    warmup_steps: int | None = Field(
+        None, ge=0, description="Steps in which the rate rises linearly."
+    )
+    relay_lr_correction: bool = Field(
+        False,
+        description="Multiply the rate by the tree's exact factor, which makes up for models "
+        "being relayed with a delay, after the first diameter steps of an epoch.",
+    )
 
 
 class TopologyConfig(_Section):
     """The communication graph and the tree on it."""
 
-    graph: str = "random-regular"
-    degree: int = Field(default=3, ge=1)  # random-regular
-    probability: float = Field(default=0.5, gt=0, le=1)  # erdos-renyi
-    file: str | None = None  # edge list or GraphML, for graph = "file"
-    tree: Literal["spanning-tree", "double-binary-trees"] = "spanning-tree"
+    graph: str = Field("random-regular", description="The graph, or `file`.")
+    degree: int = Field(3, ge=1, description="Neighbours of each peer in random-regular.")
+    probability: float = Field(0.5, gt=0, le=1, description="Of each edge in erdos-renyi.")
+    file: str | None = Field(
+        None, description='Edge list (`u v cost` a line) or GraphML, for `graph = "file"`.'
+    )
+    tree: Literal["spanning-tree", "double-binary-trees"] = Field(
+        "spanning-tree", description="One tree by the Spanning Tree Protocol, or two binary trees."
+    )
 
 
 class EvaluationConfig(_Section):
-    """When peers evaluate their model; the last step is always evaluated."""
+    """When peers evaluate their model; the final model is always evaluated."""
 
-    every: int = Field(default=0, ge=0)  # steps; 0: only at the end
+    every: int = Field(0, ge=0, description="Steps between evaluations; 0: only at the end.")
 
 
 class TransportConfig(_Section):
     """How messages travel, and how long to wait for them."""
 
-    wire_format: Literal["float64", "float32", "bfloat16", "float16"] | None = None
-    deadline_s: float = Field(default=30.0, gt=0)  # R2: patience with one step's messages
-    linger_s: float = Field(default=30.0, ge=0)  # R9: a finished peer goes on serving so long
+    wire_format: Literal["float64", "float32", "bfloat16", "float16"] | None = Field(
+        None,
+        description="Number format of models in messages. Unset: float64 for float64 models, "
+        "else float32.",
+    )
+    deadline_s: float = Field(
+        30.0,
+        gt=0,
+        description="Patience with the messages of one step, seconds. Raised: slow peers are "
+        "missed less often; lowered: a dead one holds up its neighbours for less.",
+    )
+    linger_s: float = Field(
+        30.0, ge=0, description="A finished peer serves its neighbours so many seconds more."
+    )
 
 
 class CoordinatorConfig(_Section):
     """Membership."""
 
-    lease_s: float = Field(default=10.0, gt=0)
-    start_timeout_s: float = Field(default=300.0, gt=0)  # patience for all peers to come
+    lease_s: float = Field(
+        10.0, gt=0, description="A member that is silent for so long is given up, seconds."
+    )
+    start_timeout_s: float = Field(
+        300.0, gt=0, description="Patience for all peers to come, seconds."
+    )
 
 
 class CheckpointConfig(_Section):
     """When peers write checkpoints; a peer that ends writes one in any case."""
 
-    every: int = Field(default=100, ge=0)  # steps; 0: only at the end
+    every: int = Field(100, ge=0, description="Steps between checkpoints; 0: only at the end.")
 
 
 class EdgeFaults(_Section):
-    """Faults of one directed edge; what is left out is as for all edges (`[[faults.edge]]`)."""
+    """Faults of one directed edge; what is left out is as for all edges."""
 
-    sender: str
-    receiver: str
-    steps: tuple[int, ...] | None = None  # only in these steps; None: in all
-    drop: float | None = Field(default=None, ge=0, le=1)
-    delay_s: float | None = Field(default=None, ge=0)
-    jitter_s: float | None = Field(default=None, ge=0)
-    duplicate: float | None = Field(default=None, ge=0, le=1)
+    sender: str = Field(description="Id of the sending peer.")
+    receiver: str = Field(description="Id of the receiving peer.")
+    steps: tuple[int, ...] | None = Field(None, description="Only in these steps. Unset: in all.")
+    drop: float | None = Field(None, ge=0, le=1, description="As in `[faults]`.")
+    delay_s: float | None = Field(None, ge=0, description="As in `[faults]`.")
+    jitter_s: float | None = Field(None, ge=0, description="As in `[faults]`.")
+    duplicate: float | None = Field(None, ge=0, le=1, description="As in `[faults]`.")
 
 
 class PartitionFault(_Section):
-    """For some time nothing gets through between a group and the rest (`[[faults.partition]]`)."""
+    """For some time nothing gets through between a group and the rest."""
 
-    start_s: float = Field(ge=0)  # since the run began
-    end_s: float = Field(gt=0)
-    group: tuple[str, ...] = Field(min_length=1)
+    start_s: float = Field(ge=0, description="Seconds since the run began.")
+    end_s: float = Field(gt=0, description="Likewise; after start_s.")
+    group: tuple[str, ...] = Field(min_length=1, description="Ids of the peers on one side.")
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -139,12 +189,14 @@ class PartitionFault(_Section):
 
 class CrashFault(_Section):
     """A peer dies at a time, or when it begins a step, and perhaps comes back as a new one that
-    asks a neighbour for the model (`[[faults.crash]]`)."""
+    asks a neighbour for the model."""
 
-    peer: str
-    at_s: float | None = Field(default=None, ge=0)  # since the run began
-    at_step: int | None = Field(default=None, ge=0)
-    rejoin_after_s: float | None = Field(default=None, ge=0)  # None: never
+    peer: str = Field(description="Id of the peer.")
+    at_s: float | None = Field(None, ge=0, description="Seconds since the run began.")
+    at_step: int | None = Field(None, ge=0, description="When it begins this step.")
+    rejoin_after_s: float | None = Field(
+        None, ge=0, description="Seconds after which it comes back. Unset: never."
+    )
 
     @model_validator(mode="after")
     def _one_moment(self) -> Self:
@@ -156,16 +208,28 @@ class CrashFault(_Section):
 class FaultsConfig(_Section):
     """Faults to inject, for experiments; seeded by the run's seed."""
 
-    drop: float = Field(default=0.0, ge=0, le=1)  # probability that a message is lost
-    loss: Literal["known", "silent"] = "known"  # announced by a header, or found by the deadline
-    delay_s: float = Field(default=0.0, ge=0)  # that a message takes longer
-    jitter_s: float = Field(default=0.0, ge=0)  # and at most so much more, at random
-    reorder: bool = False  # messages of one edge may overtake each other; simulator only
-    duplicate: float = Field(default=0.0, ge=0, le=1)  # probability that a message comes twice
-    slow: dict[str, float] = Field(default_factory=dict)  # peer -> factor on its training time
-    edge: tuple[EdgeFaults, ...] = ()  # of several that fit a message the last one counts
-    partition: tuple[PartitionFault, ...] = ()  # simulator only
-    crash: tuple[CrashFault, ...] = ()  # simulator only
+    drop: float = Field(0.0, ge=0, le=1, description="Probability that a message is lost.")
+    loss: Literal["known", "silent"] = Field(
+        "known",
+        description="Whether a lost message is announced by its header, so that nobody waits, or "
+        "noticed by the deadline.",
+    )
+    delay_s: float = Field(0.0, ge=0, description="Seconds that a message takes longer.")
+    jitter_s: float = Field(
+        0.0, ge=0, description="And at most so many more, evenly distributed at random."
+    )
+    reorder: bool = Field(
+        False, description="Messages of one edge may overtake each other. Simulator only."
+    )
+    duplicate: float = Field(0.0, ge=0, le=1, description="Probability that a message comes twice.")
+    slow: dict[str, float] = Field(
+        default_factory=dict, description="By peer, the factor on the time of its training; >= 1."
+    )
+    edge: tuple[EdgeFaults, ...] = Field(
+        (), description="Faults of single edges. Of several that fit a message the last counts."
+    )
+    partition: tuple[PartitionFault, ...] = Field((), description="Simulator only.")
+    crash: tuple[CrashFault, ...] = Field((), description="Simulator only.")
 
     @field_validator("slow")
     @classmethod
@@ -178,12 +242,20 @@ class FaultsConfig(_Section):
 class RunConfig(_Section):
     """A run. See docs/config.md for each field."""
 
-    schema_version: Literal[1] = 1
-    run_id: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-    peers: int = Field(default=8, ge=1)  # needed to start
-    steps: int = Field(default=400, ge=1)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    deterministic: bool = False
+    schema_version: Literal[1] = Field(1, description="Of this format.")
+    run_id: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="Name of the run."
+    )
+    peers: int = Field(8, ge=1, description="Peers needed to start.")
+    steps: int = Field(
+        400, ge=1, description="Of each peer. A step is local training, then an exchange."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Of everything random.")
+    deterministic: bool = Field(
+        False,
+        description="Deterministic kernels and one thread per peer: the same run ends with the "
+        "same parameters, as processes and in the simulator.",
+    )
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
