@@ -276,9 +276,10 @@ class World:
         for delivery in deliveries:
             if self._traffic:
                 self._traffic.sent(sender, to, () if delivery.lost else payload)
-            delay_s = self._in_turn(delivery.delay_s, sender, to, head)
+            arrival = self._in_turn(self.now + delivery.delay_s, sender, to, head)
             lost = delivery.lost or head.lost
-            self._later(delay_s, _Flight(sender, to, head, payload, lost, self.nodes[sender].hop))
+            hops = self.nodes[sender].hop
+            self._arrive_at(arrival, _Flight(sender, to, head, payload, lost, hops))
 
     def _connected(self, sender: PeerId, to: PeerId) -> bool:
         return self.nodes[to].alive and self._reachable(sender, to)
@@ -289,20 +290,19 @@ class World:
         node.feed(Gone(to))
         node.feed(SendDone(to, head, None))
 
-    def _in_turn(self, delay_s: float, sender: PeerId, to: PeerId, head: Head) -> float:
-        if not self._ordered:
-            return delay_s
-        line = (sender, to, head.kind, head.tree)
-        arrival = max(self.now + delay_s, self._last_arrival.get(line, 0.0))
-        self._last_arrival[line] = arrival
-        return arrival - self.now
+    def _in_turn(self, arrival: float, sender: PeerId, to: PeerId, head: Head) -> float:
+        if self._ordered:
+            line = (sender, to, head.kind, head.tree)
+            arrival = max(arrival, self._last_arrival.get(line, 0.0))
+            self._last_arrival[line] = arrival
+        return arrival
 
     def cancel(self, to: PeerId, head: Head) -> None:
         if self._cancels:
             self._cancelled.add((to, head))
 
-    def _later(self, delay_s: float, flight: _Flight) -> None:
-        self.at(self.now + delay_s, lambda: self._arrive(flight))
+    def _arrive_at(self, time: float, flight: _Flight) -> None:
+        self.at(time, lambda: self._arrive(flight))
 
     def _arrive(self, flight: _Flight) -> None:
         sender, to, head = flight.sender, flight.to, flight.head
@@ -315,7 +315,7 @@ class World:
         back.down.discard(to)
         verdict = node.algorithm.admit(head)
         if verdict is Verdict.EPOCH_AHEAD:
-            self._later(RETRY_S, flight)
+            self._arrive_at(self.now + RETRY_S, flight)
             return
         if verdict is Verdict.ACCEPTED:
             if self._traffic and not flight.lost:
