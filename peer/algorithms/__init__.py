@@ -3,11 +3,26 @@
 from collections.abc import Mapping
 from typing import Any
 
-from peer.algorithms import d2, relaysgd, sgp, swarmsgd
+from peer.algorithms import (
+    adpsgd,
+    d2,
+    dpsgd,
+    dpsgd_qgm,
+    gradient_tracking,
+    pairwise,
+    relaysgd,
+    sgp,
+    swarmsgd,
+    swarmsgd_blocking,
+)
 from peer.algorithms.core import Algorithm, Run
 
 ALGORITHMS: Mapping[str, tuple[type[Any], type[Any]]] = {
+    "adpsgd": (adpsgd.ADPSGD, pairwise.Options),
     "d2": (d2.D2, d2.Options),
+    "dpsgd": (dpsgd.DPSGD, dpsgd.Options),
+    "dpsgd-qgm": (dpsgd_qgm.DPSGDwithQGM, dpsgd_qgm.Options),
+    "gradient-tracking": (gradient_tracking.GradientTracking, gradient_tracking.Options),
     "relaysgd": (relaysgd.RelaySGD, relaysgd.Options),
     "sgp": (sgp.SGP, sgp.Options),
     "swarmsgd": (swarmsgd.SwarmSGD, swarmsgd.Options),
@@ -16,7 +31,14 @@ ALGORITHMS: Mapping[str, tuple[type[Any], type[Any]]] = {
 
 
 def build(name: str, options: Mapping[str, Any], run: Run) -> Algorithm:
-    """An algorithm by name. Raises KeyError for a name, TypeError for an unknown option."""
+    """An algorithm by name.
+
+    Raises KeyError for an unknown name, TypeError for an unknown option, OptionError for an unusable
+    one.
+    """
     algorithm, options_type = ALGORITHMS[name]
-    built: Algorithm = algorithm(run, options_type(**options))
+    chosen = options_type(**options)
+    if getattr(chosen, "blocking", False):
+        algorithm = swarmsgd_blocking.BlockingSwarmSGD
+    built: Algorithm = algorithm(run, chosen)
     return built

@@ -7,6 +7,8 @@ incarnations. What belongs here is who is engaged with whom; what is averaged is
     Busy      A peer that calls or is called answers other offers BUSY, at their header. Two offers
               that were both admitted before either was in: the second gets an empty REPLY.
     Crossing  When two peers call each other the lower one's call stands; the other drops its own.
+              Methods that block do without: both answer BUSY, and draw again.
+    Held      A peer that is not ready to answer an offer may hold it, and is busy from then on.
     Outcomes  both averaged; the partner only; none. After the offer has arrived but no reply, the
               initiator reckons with "the partner only". A partner whose reply was not answered
               averages: the reply may have arrived, and the initiator must not be the only one.
@@ -70,8 +72,10 @@ class Visit:
 class Exchanges:
     """Which exchange a peer is engaged in, if any. `outcomes` counts its own calls."""
 
+    yields: bool = True  # to the call of a lower peer that crosses its own
     call: Call | None = None
     visit: Visit | None = None
+    held: Received | None = None  # an offer that was taken, but not answered yet
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     _number: int = 0  # of the last call
     _answered: dict[PeerId, int] = field(default_factory=dict)  # initiator -> last number
@@ -79,6 +83,12 @@ class Exchanges:
     @property
     def engaged(self) -> bool:
         return self.call is not None or self.visit is not None
+
+    @property
+    def initiator(self) -> PeerId | None:
+        """Whose offer was answered, or is held."""
+        offer = self.visit.offer if self.visit else self.held
+        return offer.head.sender if offer else None
 
     def next_deadline(self) -> float | None:
         """When patience with the present exchange ends."""
@@ -92,9 +102,12 @@ class Exchanges:
             return Verdict.ACCEPTED if call and _answers(head, call) else Verdict.STALE_STEP
         if head.exchange <= self._answered.get(head.sender, 0):
             return Verdict.DUPLICATE
-        crossing = call is not None and call.to == head.sender
+        if self.held and _same(head, self.held.head):
+            return Verdict.DUPLICATE
+        crossing = self.yields and call is not None and call.to == head.sender
         stands = crossing and peer_order(head.sender) < peer_order(view.me)
-        return Verdict.BUSY if self.visit or (call and not stands) else Verdict.ACCEPTED
+        busy = self.visit or self.held or (call and not stands)
+        return Verdict.BUSY if busy else Verdict.ACCEPTED
 
     # --- as initiator ------------------------------------------------------------------------
 
@@ -120,6 +133,7 @@ class Exchanges:
 
     def receive(self, offer: Received, view: View, step: int, lin: Lin, deadline: float) -> Send:
         """Take an offer, and answer it with `lin`."""
+        self.held = None
         self._answered[offer.head.sender] = offer.head.exchange
         reply = _head(view, step, Kind.REPLY, offer.head.exchange)
         self.visit = Visit(offer, reply, deadline)
@@ -137,9 +151,18 @@ class Exchanges:
         assert visit is not None
         return visit.offer
 
+    def break_off(self) -> list[Effect]:
+        """End a visit of which nothing came: the initiator refused the reply, or is gone."""
+        self.visit = self.held = None
+        return []
+
     def forget(self) -> None:
         """A new epoch: numbers of another life of the same peer start from one again."""
         self._answered = {}
+
+
+def _same(offer: Head, other: Head) -> bool:
+    return (offer.sender, offer.exchange) == (other.sender, other.exchange)
 
 
 def _answers(reply: Head, call: Call) -> bool:

@@ -1,8 +1,10 @@
-"""Scripts of interactions: who averages with whom, in which order, after how many local steps.
+"""Whose turn it is: anybody's, or as a script of interactions says.
 
 Pairwise methods draw their partners, so no two runs are alike. With a script they repeat one: each
-peer goes through the interactions that it takes part in, in their order, and answers BUSY to calls
-that are not next. Interactions without a common peer commute, so that is the whole order.
+peer goes through the interactions that it takes part in, in their order, calls when it is its turn
+and answers BUSY to calls that are not next. Interactions without a common peer commute, so that is
+all the order there is. A turn is given up when a deadline has passed for each interaction that may
+come before it, so that a peer that died does not stop the others. A script starts over on a resume.
 """
 
 from __future__ import annotations
@@ -48,39 +50,76 @@ class Turn:
     local_steps: int
 
 
-class Script:
+class Turns:
+    """No script: it is always everybody's turn."""
+
+    next: Turn | None = None
+    next_call: Turn | None = None
+    scripted = False
+
+    @property
+    def mine(self) -> bool:
+        """Whether this peer may call now."""
+        return True
+
+    def is_of(self, initiator: PeerId) -> bool:  # noqa: ARG002
+        """Whether this peer may be called by `initiator` now."""
+        return True
+
+    def ends_at(self, trained_at: float, deadline_s: float) -> float:
+        """When to give up the present turn."""
+        return trained_at + deadline_s
+
+    def done(self, now: float) -> None:
+        """The next turn is over."""
+
+    def keep(self, members: Container[PeerId], now: float) -> None:
+        """Some peers are no longer there."""
+
+
+class Script(Turns):
     """One peer's turns, those that it is done with taken away."""
 
+    scripted = True
+
     def __init__(self, interactions: Sequence[Interaction], me: PeerId) -> None:
-        self._turns = [turn for k, row in enumerate(interactions) for turn in _turns(k, row, me)]
-        self._last = -1  # number of the last turn that is done
+        turns = (_turn(k, row, me) for k, row in enumerate(interactions))
+        self._turns = [turn for turn in turns if turn]
+        self._last = -1  # number of the turn before the next
+        self._since = 0.0
+        self._find_next()
 
     @property
-    def next(self) -> Turn | None:
-        return self._turns[0] if self._turns else None
+    def mine(self) -> bool:
+        return self.next is not None and self.next.calls
 
-    @property
-    def next_call(self) -> Turn | None:
-        """The next turn in which this peer is the initiator."""
-        return next((turn for turn in self._turns if turn.calls), None)
+    def is_of(self, initiator: PeerId) -> bool:
+        turn = self.next
+        return turn is not None and not turn.calls and turn.other == initiator
 
-    @property
-    def ahead(self) -> int:
-        """Interactions since the last turn, up to the next: those that it may have to wait for."""
-        return self._turns[0].number - self._last if self._turns else 0
+    def ends_at(self, trained_at: float, deadline_s: float) -> float:
+        ahead = self.next.number - self._last if self.next else 0
+        return max(trained_at, self._since) + deadline_s * (1 + ahead)
 
-    def done(self) -> None:
-        """Go on to the turn after the next."""
-        self._last = self._turns.pop(0).number
+    def done(self, now: float) -> None:
+        if self._turns:
+            self._last = self._turns.pop(0).number
+        self._since = now
+        self._find_next()
 
-    def keep(self, members: Container[PeerId]) -> None:
-        """Take away the turns with peers that are no longer there."""
+    def keep(self, members: Container[PeerId], now: float) -> None:
         self._turns = [turn for turn in self._turns if turn.other in members]
+        self._since = now
+        self._find_next()
+
+    def _find_next(self) -> None:
+        self.next = next(iter(self._turns), None)
+        self.next_call = next((turn for turn in self._turns if turn.calls), None)
 
 
-def _turns(number: int, row: Interaction, me: PeerId) -> list[Turn]:
+def _turn(number: int, row: Interaction, me: PeerId) -> Turn | None:
     if row.initiator == me:
-        return [Turn(number, True, row.partner, row.local_steps)]
+        return Turn(number, True, row.partner, row.local_steps)
     if row.partner == me:
-        return [Turn(number, False, row.initiator, row.local_steps)]
-    return []
+        return Turn(number, False, row.initiator, row.local_steps)
+    return None

@@ -1,0 +1,380 @@
+"""The course of methods that average in pairs: train, call a neighbour, average, begin again.
+
+Each peer goes at its own pace. A concrete method says what it offers and what the two make of it;
+this file decides who calls, and when. It is the home of these rules:
+
+    Partners  A peer that is trained draws a neighbour, each as likely, and another one when that
+              is busy; when all are, it pauses for a random time. After a deadline it goes on alone.
+    Turns     With a script a peer calls whom its turn says, and answers only whose turn it is.
+    The end   A peer that has finished goes on answering. When its process no longer can it refuses
+              (STALE_STEP), and its neighbours look elsewhere.
+
+What concerns a single exchange is in `exchange`, who is worth calling in `partners`, whose turn it
+is in `script`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+from peer.algorithms.core import (
+    Algorithm,
+    Averaged,
+    Cancel,
+    Drop,
+    DropReason,
+    Effect,
+    Event,
+    Finished,
+    Gone,
+    Head,
+    Kind,
+    Lin,
+    Message,
+    NewView,
+    PeerId,
+    Received,
+    Run,
+    SendDone,
+    Tick,
+    Train,
+    Trained,
+    Verdict,
+    View,
+)
+from peer.algorithms.draw import Draw
+from peer.algorithms.exchange import ARRIVED, Exchanges, Outcome
+from peer.algorithms.partners import Partners
+from peer.algorithms.script import Script, Turn, Turns, parse_script
+
+PAUSE_S = 0.01  # at least, before calling again when all neighbours were busy; at most twice that
+PAUSE_PARTS = 1024
+
+
+@dataclass(frozen=True)
+class Options:
+    """`geometric`: the number of local steps is drawn, with the run's as its mean.
+
+    `script`: interactions (initiator, partner, local steps) to go through in place of drawn ones;
+    peers then finish with it, whatever the run's number of steps. Raises OptionError.
+    """
+
+    geometric: bool = False
+    script: Iterable[Sequence[Any]] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "script", tuple(tuple(row) for row in self.script))
+        parse_script(self.script)
+
+
+class Phase(Enum):
+    IDLE = "waiting for a topology"
+    TRAINING = "training"
+    CALLING = "averaging"
+    LISTENING = "waiting for its turn"
+    FINISHED = "finished"
+
+
+class Pairwise(Algorithm):
+    """A method in which two peers at a time average. `step` counts this peer's local training."""
+
+    holds: ClassVar[bool] = False  # offers that come in while it trains; or answers them at once
+
+    def __init__(self, run: Run, options: Options) -> None:
+        self.run = run
+        self.phase = Phase.IDLE
+        self.view: View | None = None
+        self._options = options
+        self._step = run.start_step
+        self._local_steps = run.start_step * run.local_steps  # taken so far
+        self._trained_at = 0.0
+        self._paused_until = 0.0
+        self._exchanges = Exchanges(yields=not self.holds)
+        self._seed("")
+
+    def _seed(self, me: PeerId) -> None:
+        self._draw = Draw(self.run.seed, me)
+        self._partners = Partners(self._draw)
+        interactions = parse_script(self._options.script)
+        self._turns = Script(interactions, me) if interactions else Turns()
+
+    # --- what a method says ------------------------------------------------------------------
+
+    @abstractmethod
+    def begin(self) -> list[Effect]:
+        """Set up the registers, while the live one holds x^(0)."""
+
+    @abstractmethod
+    def own(self) -> Lin:
+        """What this peer offers, and what it replies."""
+
+    @abstractmethod
+    def initiated(self, x_j: Message | None) -> list[Effect]:
+        """End a step as the initiator, with the partner's reply; None: alone."""
+
+    @abstractmethod
+    def visited(self, x_i: Message) -> list[Effect]:
+        """Average as the partner."""
+
+    def before_training(self) -> list[Effect]:
+        return []
+
+    def turn_to_train(self, turns: Turns) -> Turn | None:
+        """By the script: the turn to train for now, if it is time for that."""
+        return turns.next_call
+
+    def after_visit(self, now: float, *, complete: bool) -> list[Effect]:  # noqa: ARG002
+        """After its turn as the partner, a peer that listens may find it time to train."""
+        return self._train() if self.phase is Phase.LISTENING else []
+
+    # --- Algorithm ---------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        return self._step
+
+    @property
+    def outcomes(self) -> Counter[Outcome]:
+        """How this peer's own calls ended."""
+        return self._exchanges.outcomes
+
+    def next_deadline(self) -> float | None:
+        if self._exchanges.engaged:
+            return self._exchanges.next_deadline()
+        if self.phase is Phase.CALLING and self._turns.mine:
+            return self._paused_until
+        return self._turn_ends_at if self._awaits_turn else None
+
+    def admit(self, head: Head) -> Verdict:
+        view = self.view
+        if view is None or head.epoch.age > view.epoch.age:
+            return Verdict.EPOCH_AHEAD
+        if head.epoch != view.epoch:
+            return Verdict.EPOCH_BEHIND
+        if head.sender not in view.neighbours or head.kind not in (Kind.OFFER, Kind.REPLY):
+            return Verdict.NOT_A_NEIGHBOUR
+        if head.incarnation != view.members[head.sender]:
+            return Verdict.OLD_INCARNATION
+        verdict = self._exchanges.judge(view, head)
+        return self._timely(head) if verdict is Verdict.ACCEPTED else verdict
+
+    def _timely(self, head: Head) -> Verdict:
+        timely = head.kind is Kind.REPLY or self._turns.is_of(head.sender)
+        return Verdict.ACCEPTED if timely else Verdict.BUSY
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        match event:
+            case NewView(view):
+                effects = self._new_view(view, now)
+            case Trained(step):
+                effects = self._trained(step, now)
+            case Received(head):
+                effects = self._received(event, now)
+            case Gone(peer, head):
+                effects = self._lost(head) if head else self._leave(peer, now)
+            case SendDone(to, head, verdict):
+                effects = self._sent(to, head, verdict, now)
+            case Tick():
+                effects = self._tick(now)
+        return effects + self._advance(now)
+
+    # --- the course of a step ----------------------------------------------------------------
+
+    def _new_view(self, view: View, now: float) -> list[Effect]:
+        if self.view and view.epoch.age <= self.view.epoch.age:
+            return []
+        self.view = view
+        if self.phase is Phase.IDLE:
+            self._seed(view.me)
+            self._turns.keep(view.members, now)
+            self._step = max(self._step, view.effective_step)
+            return [*self.begin(), *self._train()]
+        self._turns.keep(view.members, now)
+        self._exchanges.forget()
+        effects = self._exchanges.hang_up() if self._exchanges.call else []
+        initiator = self._exchanges.initiator
+        if initiator and initiator not in view.members:
+            effects += self._end_visit(now)
+        return effects
+
+    def _train(self) -> list[Effect]:
+        turns, turn = self._turns, self.turn_to_train(self._turns)
+        if not turns.next if turns.scripted else self._step >= self.run.total_steps:
+            self.phase = Phase.FINISHED
+            return [Finished(self._step)]
+        if turns.scripted and not turn:
+            self.phase = Phase.LISTENING
+            return []
+        self.phase = Phase.TRAINING
+        return [*self.before_training(), Train(self._step, local_steps=self._count(turn))]
+
+    def _count(self, turn: Turn | None) -> range | None:
+        """The local steps to take now; None where their number is the run's."""
+        if not turn and not self._options.geometric:
+            return None
+        steps = turn.local_steps if turn else self._geometric(self.run.local_steps)
+        self._local_steps += steps
+        return range(self._local_steps - steps, self._local_steps)
+
+    def _geometric(self, mean: int) -> int:
+        """A number from 1 on, with the geometric distribution of this mean."""
+        steps = 1
+        while self._draw.below(mean):
+            steps += 1
+        return steps
+
+    def _trained(self, step: int, now: float) -> list[Effect]:
+        assert self.phase is Phase.TRAINING, f"trained {step} while {self.phase}"
+        assert step == self._step, f"trained {step}, asked for {self._step}"
+        self.phase = Phase.CALLING
+        self._trained_at = self._paused_until = now
+        self._partners.begin()
+        held = self._exchanges.held
+        return [self._answer(held, now)] if held else []
+
+    def _advance(self, now: float) -> list[Effect]:
+        """Call somebody, if it is time to."""
+        calling = self.phase is Phase.CALLING and self._turns.mine
+        if not calling or self._exchanges.engaged or now < self._paused_until:
+            return []
+        view, candidates = self._view, self._candidates()
+        if not candidates or now >= self._turn_ends_at:
+            return self._go_on(None, now)
+        to = self._partners.pick(candidates, self._step)
+        if to:
+            deadline = now + self.run.deadline_s
+            return self._exchanges.dial(view, self._step, to, self.own(), deadline)
+        self._partners.begin()
+        self._paused_until = now + PAUSE_S * (1 + self._draw.below(PAUSE_PARTS) / PAUSE_PARTS)
+        return []
+
+    def _candidates(self) -> Sequence[PeerId]:
+        scripted = self._turns.next
+        neighbours = (scripted.other,) if scripted else self._view.neighbours
+        return self._partners.awake(neighbours, self._step)
+
+    def _go_on(self, reply: Received | None, now: float) -> list[Effect]:
+        """The end of a step as the initiator, without a reply alone."""
+        self._turns.done(now)
+        effects = self.initiated(reply.messages[0] if reply else None)
+        return [*effects, *self._next_step(now, complete=reply is not None)]
+
+    def _next_step(self, now: float, *, complete: bool) -> list[Effect]:
+        averaged = self._averaged(now, complete=complete)
+        self._step += 1
+        return [averaged, *self._train()]
+
+    def _averaged(self, now: float, *, complete: bool) -> Averaged:
+        expected = int(bool(self._view.neighbours))
+        return Averaged(
+            step=self._step,
+            counted=1 + complete,
+            swarm_size=self._view.n,
+            expected=expected,
+            missed=expected - complete,
+            late=0,
+            waited_s=now - self._trained_at,
+        )
+
+    # --- what comes in -----------------------------------------------------------------------
+
+    def _received(self, event: Received, now: float) -> list[Effect]:
+        verdict = self.admit(event.head)
+        if verdict is Verdict.BUSY:  # engaged since it was admitted
+            declined = self._exchanges.decline(event.head, self._view, self._step)
+            return [Drop(event.head, DropReason.UNEXPECTED), declined]
+        if verdict is not Verdict.ACCEPTED:
+            return [Drop(event.head, DropReason.STALE)]
+        self._partners.heard(event.head.sender)
+        if event.head.kind is Kind.OFFER:
+            return self._offered(event, now)
+        self._exchanges.hang_up(Outcome.BOTH)
+        return self._go_on(event, now)
+
+    def _offered(self, event: Received, now: float) -> list[Effect]:
+        crossed = self._exchanges.hang_up() if self._exchanges.call else []
+        if self.holds and self.phase is Phase.TRAINING:
+            self._exchanges.held = event
+            return crossed
+        return [*crossed, self._answer(event, now)]
+
+    def _answer(self, offer: Received, now: float) -> Effect:
+        deadline = now + self.run.deadline_s
+        return self._exchanges.receive(offer, self._view, self._step, self.own(), deadline)
+
+    def _lost(self, head: Head) -> list[Effect]:
+        """A message that will not come: an offer is declined; without a reply the call failed."""
+        if self.admit(head) is not Verdict.ACCEPTED:
+            return []
+        self._partners.heard(head.sender)
+        if head.kind is Kind.OFFER:
+            return [self._exchanges.decline(head, self._view, self._step)]
+        return self._exchanges.hang_up(Outcome.PARTNER_ONLY if head.count else Outcome.NONE)
+
+    def _leave(self, peer: PeerId, now: float) -> list[Effect]:
+        """A peer cannot be reached any more."""
+        effects: list[Effect] = []
+        if self.phase is not Phase.IDLE:
+            self._partners.unanswered(peer, self._step, unreachable=True)
+        if self._exchanges.call and self._exchanges.call.to == peer:
+            effects += self._exchanges.hang_up()
+        if self._exchanges.initiator == peer:
+            effects += self._end_visit(now)
+        return effects
+
+    def _sent(self, to: PeerId, head: Head, verdict: Verdict | None, now: float) -> list[Effect]:
+        call, visit = self._exchanges.call, self._exchanges.visit
+        if call and (to, head) == (call.to, call.head):
+            call.arrived = verdict in ARRIVED
+            if verdict in (None, Verdict.STALE_STEP):  # no answer; it has ended
+                self._partners.unanswered(to, self._step, unreachable=verdict is not None)
+            return [] if call.arrived else self._exchanges.hang_up(Outcome.NONE)
+        if visit and (to, head) == (visit.initiator, visit.reply):
+            averages = verdict is None or verdict in ARRIVED
+            return self._part(now) if averages else self._exchanges.break_off()
+        return []
+
+    def _part(self, now: float) -> list[Effect]:
+        """The end of an exchange at the partner."""
+        (x_i,) = self._exchanges.part().messages
+        self._turns.done(now)
+        return [*self.visited(x_i), *self.after_visit(now, complete=True)]
+
+    def _end_visit(self, now: float) -> list[Effect]:
+        """The initiator is gone. It may have got the reply; an offer that is held is forgotten."""
+        return self._part(now) if self._exchanges.visit else self._exchanges.break_off()
+
+    def _tick(self, now: float) -> list[Effect]:
+        call, visit = self._exchanges.call, self._exchanges.visit
+        effects: list[Effect] = []
+        if call and now >= call.deadline:
+            self._partners.unanswered(call.to, self._step)
+            effects += self._exchanges.hang_up()
+        if visit and now >= visit.deadline:
+            effects += [Cancel(visit.initiator, visit.reply), *self._part(now)]
+        if self._awaits_turn and now >= self._turn_ends_at:
+            self._turns.done(now)  # given up
+            effects += self.after_visit(now, complete=False)
+        return effects
+
+    # --- small things ------------------------------------------------------------------------
+
+    @property
+    def _awaits_turn(self) -> bool:
+        """Whether nothing goes on until another peer calls."""
+        waits = self.phase in (Phase.CALLING, Phase.LISTENING)
+        return waits and not self._turns.mine and not self._exchanges.engaged
+
+    @property
+    def _turn_ends_at(self) -> float:
+        return self._turns.ends_at(self._trained_at, self.run.deadline_s)
+
+    @property
+    def _view(self) -> View:
+        assert self.view is not None, "no topology yet"
+        return self.view
