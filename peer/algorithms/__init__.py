@@ -33,8 +33,7 @@ ALGORITHMS: Mapping[str, tuple[type[Any], type[Any]]] = {
 def build(name: str, options: Mapping[str, Any], run: Run) -> Algorithm:
     """An algorithm by name.
 
-    Raises KeyError for an unknown name, TypeError for an unknown option, OptionError for an unusable
-    one.
+    Raises KeyError for an unknown name, TypeError for an unknown option, OptionError for a bad one.
     """
     algorithm, options_type = ALGORITHMS[name]
     chosen = options_type(**options)

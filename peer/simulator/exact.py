@@ -99,8 +99,9 @@ class ExactVectors:
 class ExactBody:
     """A simulated peer that descends on sum over k of curvature_k / 2 (x_k - target_k)^2.
 
-    `local_steps` steps at rate `lr`; a coordinate of curvature 0 stays what it is. `updates` keeps
-    the movement of every step, in order.
+    `local_steps` steps at rate `lr`; a coordinate of curvature 0 stays as it is. With quasi-global
+    momentum m a step is -lr (g + b (b m + g)), b being `momentum`. `updates` keeps the movement of
+    every step, in order. With `sample` training is no descent, but sets x to `sample(step)`.
     """
 
     def __init__(
@@ -111,6 +112,8 @@ class ExactBody:
         *,
         curvature: Vector | None = None,
         local_steps: int = 1,
+        momentum: Coef = 0,
+        sample: Callable[[int], Vector] | None = None,
         duration_s: Callable[[int], float] = lambda step: 1.0,  # noqa: ARG005
     ) -> None:
         self.vectors = vectors
@@ -119,14 +122,14 @@ class ExactBody:
         self._lr = Fraction(lr)
         self._curvature = curvature or (Fraction(1),) * len(target)
         self._local_steps = local_steps
+        self._momentum = Fraction(momentum)
+        self._sample = sample
         self._duration_s = duration_s
 
     def train(self, effect: Train) -> Coef:
         before = self.vectors[LIVE]
         rate = self._lr * Fraction(effect.lr_scale)
-        after = before
-        for _ in range(self._local_steps):
-            after = self._descend(after, rate)
+        after = self._sample(effect.step) if self._sample else self._descend(before, rate, effect)
         self.updates.append(tuple(b - a for a, b in zip(before, after, strict=True)))
         self.vectors.registers[LIVE] = after
         return rate
@@ -137,11 +140,15 @@ class ExactBody:
     def payload(self, outgoing: tuple[Vector, ...]) -> tuple[Vector, ...]:
         return outgoing
 
-    def _descend(self, x: Vector, rate: Fraction) -> Vector:
-        return tuple(
-            x_k - rate * c * (x_k - t)
-            for x_k, c, t in zip(x, self._curvature, self._target, strict=True)
-        )
+    def _descend(self, x: Vector, rate: Fraction, effect: Train) -> Vector:
+        b = self._momentum
+        m = self.vectors[effect.momentum.name] if effect.momentum else (Fraction(0),) * len(x)
+        for _ in effect.local_steps or range(self._local_steps):
+            g = [c * (x_k - t) for x_k, c, t in zip(x, self._curvature, self._target, strict=True)]
+            if effect.momentum:
+                g = [g_k + b * (b * m_k + g_k) for g_k, m_k in zip(g, m, strict=True)]
+            x = tuple(x_k - rate * g_k for x_k, g_k in zip(x, g, strict=True))
+        return x
 
 
 def views(
@@ -184,6 +191,8 @@ class Problem:
     curvature: Vector | None = None
     local_steps: int = 1
     parameters_end: int | None = None
+    momentum: Coef = 0
+    sample: Callable[[int, int], Vector] | None = None  # peer, step -> what training leaves in x
 
 
 def one_second(i: int, step: int) -> float:  # noqa: ARG001
@@ -248,5 +257,7 @@ def _body(
         problem.lr,
         curvature=problem.curvature,
         local_steps=problem.local_steps,
+        momentum=problem.momentum,
+        sample=partial(problem.sample, i) if problem.sample else None,
         duration_s=partial(duration_s, i),
     )
