@@ -9,7 +9,8 @@ not depend on the steps that messages are labelled with.
     R3  A label > t is kept, one per edge, the newest wins; a label <= the last used is a duplicate.
     R5  A broken stream or an announced loss is a known loss for its step: don't wait for it.
     R6  After three time-outs in a row, or once the transport says unreachable, the edge is not
-        waited for until a message with label >= t arrives from it.
+        waited for until a message with label >= t arrives from it. (If no edge is left, see
+        `Synchronous`: word of the transport is then not enough.)
 
 Ceasing to wait after a single miss would be harmful: at 10 % silent loss it turns most waits into
 misses on both sides of an edge.
@@ -72,9 +73,13 @@ class Slot:
         """That message will not come (R5). An announcement is no payload: R6 stays in force."""
         self.seen = max(self.seen, label)
 
-    def awaited(self, label: Label) -> bool:
-        """Whether a message with `label` may still come and is worth waiting for."""
-        return not self.silent and self.seen < label
+    def awaited(self, label: Label, *, cut_off: bool = False) -> bool:
+        """Whether a message with `label` may still come and is worth waiting for.
+
+        `cut_off`: no edge of this peer is any better; then only time-outs end the waiting.
+        """
+        given_up = self.time_outs >= TIME_OUTS_BEFORE_SILENT if cut_off else self.silent
+        return not given_up and self.seen < label
 
     def take(self, label: Label) -> Received | None:
         """Use the newest unused message up to `label`, if there is one (R2)."""

@@ -295,11 +295,20 @@ class Synchronous(Algorithm):
         """Combine as soon as nothing is awaited any more, round after round."""
         effects: list[Effect] = []
         while self.phase is Phase.WAITING:
-            if not waited_out and any(self._slot(edge).awaited(self._due) for edge in self._edges):
+            if not waited_out and self._awaited():
                 break
             waited_out = False
             effects += self._complete(now)
         return effects
+
+    def _awaited(self) -> list[Slot]:
+        """The edges that are waited for. A peer that can reach nobody waits for anybody, or for
+        the topology that mends it, as long as for a neighbour that hangs (R6): it would run away
+        from the others, learning from its own data alone."""
+        slots = [self._slot(edge) for edge in self._edges]
+        others = self._slots.values()
+        cut_off = self._next_view is None and all(slot.silent for slot in others)
+        return [slot for slot in slots if slot.awaited(self._due, cut_off=cut_off)]
 
     def _complete(self, now: float) -> list[Effect]:
         inbox, effects = self._take()
@@ -369,9 +378,8 @@ class Synchronous(Algorithm):
         deadline = self.next_deadline()
         if deadline is None or now < deadline:
             return []
-        for edge in self._edges:
-            if self._slot(edge).awaited(self._due):
-                self._slot(edge).time_out()
+        for slot in self._awaited():
+            slot.time_out()
         return self._advance(now, waited_out=True)
 
     # --- small things ------------------------------------------------------------------------

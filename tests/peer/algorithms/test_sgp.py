@@ -14,7 +14,6 @@ from coordinator.graphs import build_graph
 from peer.algorithms.core import (
     Averaged,
     Epoch,
-    Gone,
     Head,
     Kind,
     Message,
@@ -261,13 +260,14 @@ def test_a_weight_never_vanishes() -> None:
     """A thousand rounds of silence; then the ratio is still a number in single precision."""
     peer = SGP(Run(2000))
     peer.handle(NewView(sgp_views(2)[0]), 0.0)
-    peer.handle(Gone("peer-1"), 0.0)
     for step in range(600):
-        peer.handle(Trained(step, 1), float(step))
+        peer.handle(Trained(step, 1), 100.0 * step)
+        while (deadline := peer.next_deadline()) is not None:
+            peer.handle(Tick(), deadline)
     assert peer.weight == SMALLEST_WEIGHT
     tiny = push(600, 0, 1, weight=2.0**-1000)
-    peer.handle(Received(tiny, (Message(tiny),)), 600.0)
-    effects = peer.handle(Trained(600, 1), 600.5)
+    peer.handle(Received(tiny, (Message(tiny),)), 60_000.0)
+    effects = peer.handle(Trained(600, 1), 60_000.5)
     (lin,) = (effect.lin for effect in effects if isinstance(effect, Set))
     assert [coef for coef, _ in lin.terms] == [0.5, 0.5]
     assert lin.divisor == 1

@@ -50,15 +50,22 @@ def view(number: int = 1, effective_step: int = 0, members: str = "abc") -> View
     )
 
 
-def from_b(step: int, *, epoch: int = 1, kind: Kind = Kind.RELAY) -> Received:
-    head = Head("b", 1, Epoch(1, epoch), step, kind, count=1)
+def fork(number: int = 1) -> View:
+    """Of peer a in the middle of the chain b - a - c."""
+    return replace(view(number), trees=({"b": 1, "c": 1},))
+
+
+def from_b(step: int, *, epoch: int = 1, kind: Kind = Kind.RELAY, sender: str = "b") -> Received:
+    head = Head(sender, 1, Epoch(1, epoch), step, kind, count=1)
     return Received(head, (Message(head),))
 
 
-def training(step: int = 0, run: Run = RUN, options: Options | None = None) -> RelaySGD:
+def training(
+    step: int = 0, run: Run = RUN, options: Options | None = None, of: View | None = None
+) -> RelaySGD:
     """Peer a while it trains `step`, all messages of b having come in time."""
     peer = RelaySGD(run, options)
-    peer.handle(NewView(view()), 0.0)
+    peer.handle(NewView(of or view()), 0.0)
     for t in range(step):
         peer.handle(from_b(t), float(t))
         peer.handle(Trained(t, 1), float(t + 1))
@@ -152,22 +159,53 @@ def test_r5_a_loss_that_does_not_concern_the_step_changes_nothing() -> None:
 
 
 def test_r6_an_unreachable_peer_is_not_waited_for() -> None:
-    peer = waiting()
-    assert averaged(peer.handle(Gone("b"), 101.0)).missed == 1
-    assert averaged(peer.handle(Trained(1, 1), 102.0)).waited_s == 0.0
+    peer = training(of=fork())
+    peer.handle(from_b(0, sender="c"), 0.5)
+    peer.handle(Trained(0, 1), 1.0)
+    assert averaged(peer.handle(Gone("b"), 1.5)).missed == 1
+    peer.handle(from_b(1, sender="c"), 1.7)
+    assert averaged(peer.handle(Trained(1, 1), 2.0)).waited_s == 0.0
 
 
 def test_r6_even_if_it_is_known_before_anything_was_sent() -> None:
-    peer = training()
+    peer = training(of=fork())
     peer.handle(Gone("b"), 0.5)
+    peer.handle(from_b(0, sender="c"), 0.6)
     assert averaged(peer.handle(Trained(0, 1), 1.0)).missed == 1
 
 
-def test_r6_a_timely_message_brings_the_waiting_back() -> None:
+def test_r6_a_peer_that_can_reach_nobody_waits_three_deadlines_and_then_goes_on_alone() -> None:
+    peer = training()
+    peer.handle(Gone("b"), 0.5)
+    now = 1.0
+    for step in range(3):
+        assert of(Averaged, peer.handle(Trained(step, 1), now)) == []
+        now += DEADLINE_S
+        assert averaged(peer.handle(Tick(), now)).missed == 1
+    assert averaged(peer.handle(Trained(3, 1), now)).waited_s == 0.0
+
+
+def test_r6_a_peer_that_can_reach_nobody_goes_on_with_the_next_topology() -> None:
     peer = training()
     peer.handle(Gone("b"), 0.5)
     peer.handle(Trained(0, 1), 1.0)
+    assert peer.phase is Phase.WAITING
+    without_b = replace(view(2), members={"a": 1, "c": 1}, trees=({"c": 1},))
+    later = replace(without_b, effective_step=2)
+    assert averaged(peer.handle(NewView(later), 1.5)).missed == 1  # on the way to step 2
+    assert averaged(peer.handle(Trained(1, 1), 2.0)).missed == 1
+    peer.handle(Trained(2, 1), 3.0)
+    assert peer.phase is Phase.WAITING  # for c
+    assert averaged(peer.handle(from_b(2, epoch=2, sender="c"), 3.5)).missed == 0
+
+
+def test_r6_a_timely_message_brings_the_waiting_back() -> None:
+    peer = training(of=fork())
+    peer.handle(Gone("b"), 0.5)
+    peer.handle(from_b(0, sender="c"), 0.6)
+    peer.handle(Trained(0, 1), 1.0)
     peer.handle(from_b(1), 1.5)
+    peer.handle(from_b(1, sender="c"), 1.6)
     assert averaged(peer.handle(Trained(1, 1), 2.0)).missed == 0
     peer.handle(Trained(2, 1), 3.0)
     assert peer.phase is Phase.WAITING
