@@ -26,7 +26,8 @@ FILE = "file"
 """The value of `topology.graph` that stands for the graph in `topology.file`."""
 
 METROPOLIS = "metropolis-hastings"
-_WEIGHTS = {None: METROPOLIS, "metropolis": METROPOLIS}  # config name -> name of the matrix
+DEFAULT_WEIGHTS = {"d2": "auto"}
+"""Where not Metropolis: D2 diverges on graphs whose smallest eigenvalue is below -1/3."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,10 @@ def _own_number(peer_id: str) -> int | None:
 
 
 def _weights(config: RunConfig, graph: Graph) -> tuple[Weights, list[str]]:
-    name = config.algorithm.weights
+    chosen = config.algorithm.weights or DEFAULT_WEIGHTS.get(config.algorithm.name, "metropolis")
+    name = METROPOLIS if chosen == "metropolis" else chosen
     try:
-        return gossip_weights(graph, _WEIGHTS.get(name, name or METROPOLIS)), []
+        return gossip_weights(graph, name), []
     except GraphError as error:
         note = f"no {name} weights on this graph ({error.problem}): {METROPOLIS}"
         return gossip_weights(graph, METROPOLIS), [note]
