@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ from peer.training.trainer import Trainer, TrainResult, make_site
 from peer.views import peer_ids, topology_event, views_of
 from relayswarm.config import RunConfig
 
+if TYPE_CHECKING:
+    from peer.simulator.stacked_training import Stacking
+
 LOCAL_STEP_S = 1.0  # virtual
 PATIENCE = 4  # deadlines and leases that may pass without a step before a run is given up
 
@@ -43,14 +46,27 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 def simulate(
-    config: RunConfig, data_dir: Path | None, progress: Listener, *, mean_every: int = 0
+    config: RunConfig,
+    data_dir: Path | None,
+    progress: Listener,
+    *,
+    mean_every: int = 0,
+    stacked: Stacking = "off",
+    device: str = "cpu",
 ) -> RunOutcome:
     """Run the swarm of `config` to its end; `progress` gets the events that processes announce.
 
     Every `mean_every` steps (0: never) it also gets `mean_model`, the metrics of the mean of the
-    models, once all peers have done the step. Raises ConfigError and DataError as the daemons do.
+    models, once all peers have done the step. `stacked` says whether the peers' vectors live in one
+    tensor: much faster, but equal only up to rounding (`auto`: where that is possible). Raises
+    ConfigError and DataError as the daemons do.
     """
+    from peer.simulator import stacked_run  # it builds on this module
+
     check_peers(config.faults, peer_ids(config.peers))
+    if stacked_run.is_wanted(config, stacked):
+        together = stacked_run.StackedSimulation
+        return together(config, data_dir, progress, mean_every, stacked, device).run()
     return Simulation(config, data_dir, progress, mean_every).run()
 
 

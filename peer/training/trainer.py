@@ -124,8 +124,11 @@ class Trainer:
         seconds = time.perf_counter() - started
         return TrainResult(loss if math.isfinite(loss) else math.nan, lr, seconds)
 
-    def evaluate(self, vector: Tensor | None = None) -> dict[str, Measured]:
-        """Measure the live model, or the model that `vector` (laid out alike) is.
+    def evaluate(
+        self, vector: Tensor | None = None, site: Site | None = None
+    ) -> dict[str, Measured]:
+        """Measure the live model, or the model that `vector` (laid out alike) is, at this trainer's
+        site or another.
 
         In evaluation mode, without gradients, from a random state of its own that is the same at
         every call. Vector, modes and training's random state are left as they were.
@@ -139,7 +142,7 @@ class Trainer:
                 self.flat.vector.copy_(vector)
             module.eval()
             with torch.no_grad(), self._random_state("evaluation"):
-                return dict(self.task.evaluate(module, self.site))
+                return dict(self.task.evaluate(module, site or self.site))
         finally:
             for child, mode in modes.items():
                 child.training = mode

@@ -1,0 +1,241 @@
+"""What a swarm computes in one step, written down instead of done: the plan of a segment.
+
+State machines hold no vectors, and nothing that they decide depends on a vector's value. So a
+simulated swarm can run without any: its effects are recorded here as rows of one table, and
+whoever holds the vectors (`stacked`) evaluates many of them at once.
+
+A **segment** is a set of trainings that do not depend on each other, and the combinations that
+follow until one of these peers trains again. Where all peers keep step a segment is a step of the
+swarm. Its combinations are sorted into stages: all of a stage are formed from the rows as they
+were before it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from peer.algorithms.core import Averaged, Coef
+
+MULTIPLES = 4  # rows of messages alternate, so plans repeat after a small multiple of the period
+
+
+@dataclass(slots=True)
+class Stage:
+    """Combinations formed at the same time: row `targets[k]` becomes the sum of coefs * rows over
+    the terms from `offsets[k]` up to `offsets[k + 1]` (the last one: to the end)."""
+
+    targets: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    coefs: list[float] = field(default_factory=list)
+
+    def in_order(self) -> Stage:
+        """The same by ascending targets, whatever the order of events was."""
+        ordered = Stage()
+        ends = [*self.offsets[1:], len(self.rows)]
+        for target, start, end in sorted(zip(self.targets, self.offsets, ends, strict=True)):
+            ordered.append(target, self.rows[start:end], self.coefs[start:end])
+        return ordered
+
+    def append(self, target: int, rows: Sequence[int], coefs: Sequence[float]) -> None:
+        """Add one combination."""
+        self.targets.append(target)
+        self.offsets.append(len(self.rows))
+        self.rows += rows
+        self.coefs += coefs
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Local steps of one peer; `momentum` is the row of quasi-global momentum, if there is one."""
+
+    peer: int
+    step: int
+    lr_scale: Coef
+    momentum: int | None
+
+
+@dataclass(slots=True)
+class Plan:
+    """A segment: trainings, then `stages[part]` in order; parts are independent of each other.
+
+    Steps are counted from `base`, so that plans of different steps can be equal.
+    """
+
+    base: int
+    trainings: list[Training]
+    stages: tuple[list[Stage], ...]
+    averaged: list[tuple[int, Averaged]]
+
+    def repeats(self, other: Plan) -> bool:
+        """Whether this is the same work as `other`, some steps later or earlier."""
+        return (
+            self.stages == other.stages
+            and self._trainings() == other._trainings()
+            and self._averaged() == other._averaged()
+        )
+
+    def _trainings(self) -> list[tuple[int, int, Coef, int | None]]:
+        return [(t.peer, t.step - self.base, t.lr_scale, t.momentum) for t in self.trainings]
+
+    def _averaged(self) -> list[tuple[object, ...]]:
+        """Without `waited_s`, the difference of two growing clocks, which rounds."""
+        return [
+            (p, a.step - self.base, a.counted, a.swarm_size, a.expected, a.missed, a.late)
+            for p, a in self.averaged
+        ]
+
+
+class Row:
+    """Where a message's vector stands while anyone still refers to it."""
+
+    __slots__ = ("_taken", "number")
+
+    def __init__(self, number: int, taken: set[int]) -> None:
+        self.number = number
+        self._taken = taken
+        taken.add(number)
+
+    def __del__(self) -> None:
+        self._taken.discard(self.number)
+
+
+class Part:
+    """The rows of one part of all vectors, and the stages of the segment being recorded.
+
+    Rows below `first_free` belong to registers; messages take those above.
+    """
+
+    def __init__(self, first_free: int) -> None:
+        self.rows = first_free
+        self.stages: list[Stage] = []
+        self._numbers: dict[tuple[object, int], int] = {}
+        self._taken: set[int] = set()
+        self._read: dict[int, int] = {}  # row -> last stage that reads what it holds now
+        self._written: dict[int, int] = {}  # row -> stage that formed it
+
+    def new_row(self, owner: object, step: int) -> Row:
+        """A row for a message of `owner`; free again once nobody refers to it.
+
+        An owner has few rows, and chooses among those that are free by the step's last bits. So
+        equal steps use equal rows, again after one step, two or four.
+        """
+        slots = itertools.chain((0, 1 + step % 2, 3 + step // 2 % 2), itertools.count(5))
+        numbers = (self._number(owner, slot) for slot in slots)
+        return Row(next(n for n in numbers if n not in self._taken), self._taken)
+
+    def _number(self, owner: object, slot: int) -> int:
+        if (owner, slot) not in self._numbers:
+            self._numbers[owner, slot] = self.rows
+            self.rows += 1
+        return self._numbers[owner, slot]
+
+    def touched(self, row: int) -> bool:
+        """Whether a combination of this segment reads or forms that row."""
+        return row in self._read or row in self._written
+
+    def form(self, target: int, terms: Sequence[tuple[Coef, int]], divisor: Coef) -> None:
+        """Record a combination, in the first stage that comes after what it depends on."""
+        read, written = self._read, self._written
+        at = max(read.get(target, 0), written.get(target, -1) + 1)
+        for _, row in terms:
+            if row in written:
+                at = max(at, written[row] + 1)
+        for _, row in terms:
+            read[row] = max(read.get(row, 0), at)
+        read.pop(target, None)
+        written[target] = at
+        while len(self.stages) <= at:
+            self.stages.append(Stage())
+        whole = float(divisor)
+        rows, coefs = [row for _, row in terms], [coef / whole for coef, _ in terms]
+        self.stages[at].append(target, rows, coefs)
+
+    def take(self) -> list[Stage]:
+        """The stages so far; a new segment begins."""
+        stages = [stage.in_order() for stage in self.stages]
+        self.stages = []
+        self._read, self._written = {}, {}
+        return stages
+
+
+class Recorder:
+    """Collects what all peers do, and hands out a plan whenever a segment is complete.
+
+    `registers` are the names of a peer's vectors, the live one first: row `k * peers + i` holds
+    register k of peer i.
+    """
+
+    def __init__(
+        self, peers: int, registers: Sequence[str], parts: int, on_plan: Callable[[Plan], None]
+    ) -> None:
+        self.parts = [Part(peers * len(registers)) for _ in range(parts)]
+        self._start = {name: k * peers for k, name in enumerate(registers)}
+        self._on_plan = on_plan
+        self._trainings: list[Training] = []
+        self._trained: set[int] = set()
+        self._averaged: list[tuple[int, Averaged]] = []
+
+    def row(self, register: str, peer: int) -> int:
+        return self._start[register] + peer
+
+    def train(self, peer: int, step: int, lr_scale: Coef, momentum: str | None) -> None:
+        """A peer trains; if anything of this segment depends on what it held, a new one begins."""
+        row = None if momentum is None else self.row(momentum, peer)
+        needed = [peer] if row is None else [peer, row]  # the live register's row is the peer's
+        is_bound = any(part.touched(r) for part in self.parts for r in needed)
+        if peer in self._trained or is_bound:
+            self.close()
+        self._trained.add(peer)
+        self._trainings.append(Training(peer, step, lr_scale, row))
+
+    def averaged(self, peer: int, effect: Averaged) -> None:
+        self._averaged.append((peer, effect))
+
+    def close(self) -> None:
+        """End the segment and hand out its plan, if there is anything in it."""
+        stages = tuple(part.take() for part in self.parts)
+        if not (self._trainings or self._averaged or any(stages)):
+            return
+        base = min((t.step for t in self._trainings), default=0)
+        trainings = sorted(self._trainings, key=lambda training: training.peer)
+        averaged = sorted(self._averaged, key=lambda pair: pair[0])
+        plan = Plan(base, trainings, stages, averaged)
+        self._trainings, self._trained, self._averaged = [], set(), []
+        self._on_plan(plan)
+
+
+class History:
+    """The latest plans, to see whether they repeat."""
+
+    def __init__(self, peers: int) -> None:
+        self._peers = peers
+        self.plans: list[Plan] = []
+
+    def add(self, plan: Plan, period: int | None) -> list[Plan] | None:
+        """Remember a plan. Returns the plans of the next steps, over and over, once they repeat.
+
+        `period` is what the algorithms promise, in steps; None: nothing, and nothing is taken to
+        repeat however alike two steps look. The promise is believed after two equal cycles, each
+        of a period or a small multiple of it, in which all peers kept step.
+        """
+        follows = not self.plans or plan.base == self.plans[-1].base + 1
+        if period is None or not follows or not self._is_common_step(plan):
+            self.plans = []
+            return None
+        self.plans = [*self.plans, plan][-2 * MULTIPLES * period :]
+        lengths = (k * period for k in range(1, MULTIPLES + 1))
+        return next((cycle for cycle in map(self._cycle, lengths) if cycle), None)
+
+    def _cycle(self, length: int) -> list[Plan] | None:
+        if len(self.plans) < 2 * length:
+            return None
+        last, before = self.plans[-length:], self.plans[-2 * length : -length]
+        alike = all(a.repeats(b) for a, b in zip(last, before, strict=True))
+        return last if alike else None
+
+    def _is_common_step(self, plan: Plan) -> bool:
+        steps = {t.step for t in plan.trainings} | {a.step for _, a in plan.averaged}
+        return len(plan.trainings) == len(plan.averaged) == self._peers and steps == {plan.base}

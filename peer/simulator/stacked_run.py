@@ -1,0 +1,199 @@
+"""A whole learning run with stacked peers: what `learning.Simulation` is for one object per peer.
+
+The events are the same. In large runs those of single steps are thinned out, for writing a million
+of them would take longer than the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from coordinator.graph_files import read_graph
+from coordinator.views import FILE, Layout, lay_out
+from peer.algorithms.core import Averaged, PeerId
+from peer.announce import finite
+from peer.baseline import plain
+from peer.config import build_algorithm
+from peer.faults import FaultPlan
+from peer.outcome import RunOutcome
+from peer.progress import Progress
+from peer.simulator.learning import LOCAL_STEP_S, Listener, MeanModels, format_of
+from peer.simulator.planned import PlannedLink
+from peer.simulator.stacked import Bodies, StackedSwarm
+from peer.simulator.stacked_training import Stacking, choose
+from peer.simulator.table import Table
+from peer.simulator.traffic import Meter
+from peer.simulator.world import World
+from peer.training.trainer import make_site
+from peer.views import peer_ids, topology_event, views_of
+from relayswarm.config import RunConfig
+from relayswarm.errors import ConfigError
+
+STEP_EVENTS = 200_000
+"""Events of single steps beyond which only every k-th step is told, and the last."""
+
+
+def is_wanted(config: RunConfig, stacking: Stacking) -> bool:
+    """Whether a run's peers are to be stacked: `auto` is wherever they can be.
+
+    Raises ConfigError if they must be and cannot.
+    """
+    obstacle = _obstacle(config)
+    if stacking == "on" and obstacle:
+        raise ConfigError("--stacked", "on", obstacle, "say auto, or change that")
+    return stacking != "off" and not obstacle
+
+
+def _obstacle(config: RunConfig) -> str | None:
+    if config.deterministic:
+        return "deterministic = true asks for bits that stacked sums do not give"
+    if config.faults.crash:
+        return "peers that crash and rejoin cannot be stacked"
+    return None
+
+
+class StackedSimulation:
+    """One simulated run with stacked peers."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data_dir: Path | None,
+        progress: Listener,
+        mean_every: int = 0,
+        stacking: Stacking = "auto",
+        device: str = "cpu",
+    ) -> None:
+        """See `learning.simulate`."""
+        self._started = time.perf_counter()
+        self._config, self._listener = config, progress
+        self._members = peer_ids(config.peers)
+        self._progress = Progress(config, self._members)
+        self._sites = [make_site(config, k % config.shards, data_dir) for k in range(config.peers)]
+        self.choice = choose(config, self._sites, device, stacking)
+        self._mean_every = mean_every
+        self._mean = MeanModels(self.choice.first, mean_every, config.peers, self._tell)
+        self._event_every = -(-config.peers * config.steps // STEP_EVENTS)
+        self._seconds = 0.0  # of the training and averaging that was last done, for each peer
+        self._begun = self._started
+        self._layout = _layout(config)
+        self.swarm = self._swarm()
+
+    def run(self) -> RunOutcome:
+        """To the end, or until nothing can come any more."""
+        self._tell(topology_event(self._layout))
+        self._begun = time.perf_counter()
+        self.swarm.run()
+        models = self.swarm.table.models()
+        for k, peer in enumerate(self._members):
+            if self.swarm.finished(k):
+                self._tell(self._finished(k, peer, models[k]))
+        numbered = enumerate(self._members)
+        states = {peer: self.choice.steps.state_dict(k, models[k]) for k, peer in numbered}
+        outcome = self._progress.outcome(time.perf_counter() - self._started, states)
+        cost = self._meter.cost(self.swarm.end_s, self.swarm.depth)
+        return outcome.simulated(cost.as_json())
+
+    def _swarm(self) -> StackedSwarm:
+        config, first = self._config, self.choice.first
+        plan = FaultPlan(config.faults, config.seed)
+        wire_format = format_of(first)
+        elements = self.choice.start.numel()
+        self._meter = Meter(elements, wire_format, config.algorithm.local_steps)
+        world = World(
+            PlannedLink(plan),
+            ordered=not config.faults.reorder,
+            reachable=lambda a, b: not plan.parted(world.now, a, b),
+            traffic=self._meter,
+        )
+        step_s = LOCAL_STEP_S * config.algorithm.local_steps
+        bodies = Bodies(first.lr, [step_s * plan.slow_down(peer) for peer in self._members])
+        views = list(views_of(self._layout, correct_lr=config.optimizer.relay_lr_correction))
+        roles = list(build_algorithm(config).registers.values())
+        end = first.flat.parameters_end
+        table = Table(self.choice.start, config.peers, roles, len(views[0].trees), wire_format, end)
+        swarm = StackedSwarm(config, views, self.choice.steps, table, world, self._meter, bodies)
+        swarm.before_training = self._before_training
+        swarm.after_plan = self._after_plan
+        return swarm
+
+    # --- events ------------------------------------------------------------------------------
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        self._progress.observe(event)
+        self._listener(event)
+
+    def _before_training(self, peers: Sequence[int], step: int) -> None:
+        """Evaluate, while the models are x^(t), if it is time to."""
+        every = self._config.evaluation.every
+        if not every or step % every or step == 0:
+            return
+        models = self.swarm.table.models()
+        for k in peers:
+            metrics = plain(self.choice.steps.evaluate(k, models[k]))
+            event = {"event": "evaluation", "peer": self._members[k], "step": step}
+            self._tell({**event, "metrics": metrics})
+
+    def _after_plan(self, averaged: Sequence[tuple[int, Averaged]], shift: int) -> None:
+        now = time.perf_counter()
+        self._seconds, self._begun = (now - self._begun) / max(len(averaged), 1), now
+        told = [(k, effect) for k, effect in averaged if self._is_told(effect.step + shift)]
+        if told:
+            self.swarm.account()
+        for k, effect in told:
+            self._tell(self._step(k, effect, effect.step + shift))
+        self._measure_mean(averaged, shift)
+
+    def _is_told(self, step: int) -> bool:
+        return step % self._event_every == 0 or step == self._config.steps - 1
+
+    def _measure_mean(self, averaged: Sequence[tuple[int, Averaged]], shift: int) -> None:
+        every = self._mean_every
+        due = [k for k, effect in averaged if every and (effect.step + shift + 1) % every == 0]
+        if due:
+            models = self.swarm.table.models()
+            steps = {k: effect.step + shift + 1 for k, effect in averaged}
+            for k in due:
+                self._mean.add(steps[k], models[k])
+
+    def _step(self, k: int, effect: Averaged, step: int) -> dict[str, Any]:
+        peer = self._members[k]
+        return {
+            "event": "step",
+            "peer": peer,
+            "step": step,
+            "loss": finite(self.swarm.losses[k]),
+            "models_counted": int(effect.counted),
+            "swarm_size": effect.swarm_size,
+            "missed": effect.missed,
+            "late": effect.late,
+            "compute_s": self._seconds,
+            "wait_s": effect.waited_s,
+            "bytes_sent": self._meter.bytes_sent(peer),
+        }
+
+    def _finished(self, k: int, peer: PeerId, model: Tensor) -> dict[str, Any]:
+        data = self.choice.steps.data(k)
+        return {
+            "event": "peer_finished",
+            "peer": peer,
+            "steps": self.swarm.steps_done(k),
+            "metrics": plain(self.choice.steps.evaluate(k, model)),
+            "messages_sent": self._meter.messages_sent[peer],
+            "messages_expected": self.swarm.expected[k],
+            "messages_missed": self.swarm.missed[k],
+            "bytes_sent": self._meter.bytes_sent(peer),
+            "shard": self._sites[k].shard,
+            "shard_digest": data.digest(),
+            "notes": list(getattr(data, "notes", ())),
+        }
+
+
+def _layout(config: RunConfig) -> Layout:
+    file = config.topology.file if config.topology.graph == FILE else None
+    return lay_out(config, peer_ids(config.peers), read_graph(Path(file)) if file else None)

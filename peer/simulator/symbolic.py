@@ -1,0 +1,110 @@
+"""The hands of a simulated peer that computes nothing: they write down what there is to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from peer.algorithms.core import Coef, Head, Kind, Lin, Message, Reg, Train
+from peer.simulator.plan import Recorder, Row
+
+
+class Symbol:
+    """One vector of a message: its row in each part, None where it has no coordinates."""
+
+    __slots__ = ("_elements", "rows")
+
+    def __init__(self, rows: tuple[Row | None, ...], elements: int) -> None:
+        self.rows = rows
+        self._elements = elements
+
+    def numel(self) -> int:
+        """Elements of the vector that it stands for."""
+        return self._elements
+
+
+class SymbolicVectors:
+    """One peer's registers as rows of a table: `peer.driver.Vectors`. `widths` are the elements of
+    each part."""
+
+    def __init__(self, recorder: Recorder, peer: int, widths: tuple[int, ...]) -> None:
+        self._recorder = recorder
+        self._peer = peer
+        self._widths = widths
+        self._all = range(len(widths))
+        self._label = (-1, 0)  # step and round of the message sent last
+        self._ordinal = 0  # and how many of the same label went before it
+
+    def split(self, trees: int) -> None:
+        assert max(trees, 1) == len(self._widths), "the number of trees is fixed for a run"
+
+    def set(self, reg: Reg, lin: Lin, tree: int | None = None) -> None:
+        target = self._recorder.row(reg.name, self._peer)
+        for part in self._parts(tree):
+            self._form(part, target, lin)
+
+    def norm(self, lin: Lin, tree: int | None = None) -> float:  # noqa: ARG002
+        raise AssertionError("a plan holds no values: metrics of vectors cannot be observed")
+
+    def outgoing(self, lins: tuple[Lin, ...], head: Head) -> tuple[Symbol, ...]:
+        parts = self._parts(head.tree if head.kind is Kind.RELAY else None)
+        label = (head.step, head.round)
+        self._ordinal = self._ordinal + 1 if label == self._label else 0
+        self._label = label
+        return tuple(self._message(lin, head, section, parts) for section, lin in enumerate(lins))
+
+    def about_to_write(self, name: str) -> None:
+        """Nobody reads late: a message has a row of its own."""
+
+    def _message(self, lin: Lin, head: Head, section: int, parts: range) -> Symbol:
+        rows: list[Row | None] = [None] * len(self._widths)
+        for part in parts:
+            owner = (self._peer, head.round, self._ordinal, section)
+            rows[part] = row = self._recorder.parts[part].new_row(owner, head.step)
+            self._form(part, row.number, lin)
+        return Symbol(tuple(rows), sum(self._widths[part] for part in parts))
+
+    def _parts(self, tree: int | None) -> range:
+        return self._all if tree is None or len(self._all) == 1 else range(tree, tree + 1)
+
+    def _form(self, part: int, target: int, lin: Lin) -> None:
+        terms = [(coef, self._row(ref, part)) for coef, ref in lin.terms]
+        self._recorder.parts[part].form(target, terms, lin.divisor)
+
+    def _row(self, ref: Reg | Message, part: int) -> int:
+        if isinstance(ref, Reg):
+            return self._recorder.row(ref.name, self._peer)
+        row: Row = ref.payload.rows[part]
+        return row.number
+
+
+class SymbolicBody:
+    """A simulated peer without a model: `world.Body`. `rate` gives the schedule's rate of a step;
+    `on_train` hears of every training once what came before it is complete."""
+
+    def __init__(
+        self,
+        vectors: SymbolicVectors,
+        recorder: Recorder,
+        peer: int,
+        rate: Callable[[int], float],
+        step_s: float,
+        on_train: Callable[[], None],
+    ) -> None:
+        self.vectors = vectors
+        self._recorder = recorder
+        self._peer = peer
+        self._rate = rate
+        self._step_s = step_s
+        self._on_train = on_train
+
+    def train(self, effect: Train) -> Coef:
+        momentum = effect.momentum.name if effect.momentum else None
+        self._recorder.train(self._peer, effect.step, effect.lr_scale, momentum)
+        self._on_train()
+        return self._rate(effect.step) * float(effect.lr_scale)
+
+    def duration_s(self, effect: Train) -> float:  # noqa: ARG002
+        return self._step_s
+
+    def payload(self, outgoing: tuple[Symbol, ...]) -> tuple[Symbol, ...]:
+        return outgoing
