@@ -11,6 +11,8 @@ from peer.algorithms import (
     gradient_tracking,
     pairwise,
     relaysgd,
+    relaysgd_grad,
+    relaysum,
     sgp,
     swarmsgd,
     swarmsgd_blocking,
@@ -24,6 +26,8 @@ ALGORITHMS: Mapping[str, tuple[type[Any], type[Any]]] = {
     "dpsgd-qgm": (dpsgd_qgm.DPSGDwithQGM, dpsgd_qgm.Options),
     "gradient-tracking": (gradient_tracking.GradientTracking, gradient_tracking.Options),
     "relaysgd": (relaysgd.RelaySGD, relaysgd.Options),
+    "relaysgd-grad": (relaysgd_grad.RelaySGDGrad, relaysgd_grad.Options),
+    "relaysum": (relaysum.RelaySum, relaysum.Options),
     "sgp": (sgp.SGP, sgp.Options),
     "swarmsgd": (swarmsgd.SwarmSGD, swarmsgd.Options),
 }

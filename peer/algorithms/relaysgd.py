@@ -10,11 +10,11 @@ neighbours a step before, together with the number of models in it:
     line 10  x <- (x_half + sum_j m_{j->i}) / n_bar            fallback "counts"
     eq. 1    x <- (x_half + sum_j m_{j->i} + (n - n_bar) x) / n   fallback "previous"
 
-A model that travelled h hops is max(h - 1, 0) steps old; two peers are exact all-reduce. A lost
-message counts neither now nor in what is relayed next. With `overlap` a message sent in step t is
-used in step t+1, the form of the paper's analysis: the age is h, and the network has a whole step
-of computation to hide behind. On two trees each carries half of the coordinates, with messages
-and counts of its own (section 3, "Spanning trees").
+How sums travel (lines 5 to 9), and what a lost message does, is in `relaying`, which other methods
+share. A model that travelled h hops is max(h - 1, 0) steps old; two peers are exact all-reduce.
+With `overlap` a message sent in step t is used in step t+1, the form of the paper's analysis: the
+age is h, and the network has a whole step of computation to hide behind. On two trees each carries
+half of the coordinates, with messages and counts of its own (section 3, "Spanning trees").
 """
 
 from __future__ import annotations
@@ -23,29 +23,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from peer.algorithms.core import (
-    LIVE,
-    Coef,
-    Drop,
-    DropReason,
-    Effect,
-    Head,
-    Kind,
-    Lin,
-    Message,
-    Observe,
-    PeerId,
-    Received,
-    Reg,
-    Role,
-    Run,
-    Send,
-    Set,
-    Verdict,
-    View,
-)
-from peer.algorithms.slots import Label
-from peer.algorithms.synchronous import Edge, Inbox, Synchronous
+from peer.algorithms.core import LIVE, Coef, Effect, Lin, Observe, Reg, Role, Run, Set, View
+from peer.algorithms.relaying import Relaying, Terms
 
 X = Reg(LIVE)
 PREVIOUS = Reg("previous")  # x^(t), the model before this step's update
@@ -57,30 +36,21 @@ class Options:
     overlap: bool = False
 
 
-class RelaySGD(Synchronous):
+class RelaySGD(Relaying):
     """Relays sums of models along one tree, or along two that carry half the model each.
 
-    Registers: the previous model, with fallback "previous". Messages kept: one per edge, twice
-    (last step's, still being relayed, and this step's).
+    Registers: the previous model, with fallback "previous".
     """
 
     name = "relaysgd"
-    kind = Kind.RELAY
-    uses_late = True
 
     def __init__(self, run: Run, options: Options | None = None) -> None:
         self.options = options or Options()
         super().__init__(run, lag=int(self.options.overlap))
-        self._relayed: dict[Edge, Received] = {}  # what came in, to be relayed next (line 5)
-        self._counted: Coef = 1
 
     @property
     def registers(self) -> Mapping[str, Role]:
         return {PREVIOUS.name: Role.MODEL} if self.options.fallback == "previous" else {}
-
-    def begin_epoch(self, view: View) -> list[Effect]:  # noqa: ARG002
-        self._relayed = {}  # input: m^(-1) = 0, c^(-1) = 0
-        return []
 
     def before_training(self) -> list[Effect]:
         return [Set(PREVIOUS, Lin(((1, X),)))] if self.registers else []
@@ -93,67 +63,22 @@ class RelaySGD(Synchronous):
         settled = self.view and self.steps_in_epoch() > self.view.diameter  # sums are complete
         return 1 if settled else None
 
-    def expects(self, view: View, label: Label) -> tuple[Edge, ...]:  # noqa: ARG002
-        return tuple((tree, j) for tree, around in enumerate(view.trees) for j in around)
+    def own(self) -> Terms:
+        return ((1, X),)  # x_half
 
-    def judge(self, view: View, head: Head) -> Verdict:
-        if head.tree >= len(view.trees) or head.sender not in view.trees[head.tree]:
-            return Verdict.NOT_A_NEIGHBOUR
-        behind = view.trees[head.tree][head.sender]
-        return Verdict.ACCEPTED if 1 <= head.count <= behind else Verdict.BAD_COUNT
+    def average(self, view: View, tree: int, n_bar: Coef) -> list[Effect]:
+        return [*self._distance(tree, n_bar), Set(X, self._mean(view, tree, n_bar), tree)]
 
-    def outgoing(self, view: View) -> list[Send]:
-        return [self._message(tree, j) for tree, j in self.expects(view, self._label)]
-
-    def _message(self, tree: int, j: PeerId) -> Send:
-        others = [m for (k_tree, k), m in self._relayed.items() if k_tree == tree and k != j]
-        lin = Lin(((1, X), *((1, m.messages[0]) for m in others)))  # line 5
-        count = 1 + sum(m.head.count for m in others)  # line 6
-        return Send(j, self.head(count, tree=tree), (lin,))
-
-    def arrived(self, inbox: Inbox) -> None:
-        self._relayed = {edge: received for edge, received in inbox.items() if received}
-
-    def combine(self, view: View, inbox: Inbox) -> list[Effect]:
-        self.arrived(inbox)
-        counts = [self._count(tree) for tree in range(len(view.trees))]
-        self._counted = min(counts, default=1)
-        if max(counts, default=1) > view.n:
-            return self._abandon()
-        effects: list[Effect] = []
-        for tree, n_bar in enumerate(counts):
-            effects += [
-                *self._distance(tree, n_bar),
-                Set(X, self._average(view, tree, n_bar), tree),
-            ]
-        return effects
-
-    def _count(self, tree: int) -> Coef:
-        return 1 + sum(m.head.count for (k, _), m in self._relayed.items() if k == tree)  # line 9
-
-    def _average(self, view: View, tree: int, n_bar: Coef) -> Lin:
-        terms: tuple[tuple[Coef, Reg | Message], ...] = ((1, X), *self._sum(tree))
+    def _mean(self, view: View, tree: int, n_bar: Coef) -> Lin:
+        terms = (*self.own(), *self.came(tree))
         if self.options.fallback == "counts":
             return Lin(terms, divisor=n_bar)  # line 10 as printed
         missing = view.n - n_bar
         return Lin((*terms, (missing, PREVIOUS)) if missing else terms, divisor=view.n)  # eq. 1
 
-    def _sum(self, tree: int) -> tuple[tuple[Coef, Message], ...]:
-        return tuple((1, m.messages[0]) for (k, _), m in self._relayed.items() if k == tree)
-
     def _distance(self, tree: int, n_bar: Coef) -> list[Effect]:
         """Consensus distance ||x_half - sum_j m_j / sum_j c_j||."""
         if n_bar == 1:
             return []
-        negated = tuple((-1, m) for _, m in self._sum(tree))
+        negated = tuple((-coef, m) for coef, m in self.came(tree))
         return [Observe("consensus_distance", Lin(((n_bar - 1, X), *negated), n_bar - 1), tree)]
-
-    def _abandon(self) -> list[Effect]:
-        """Counts above n in one step: some peer relays in a cycle. Trust none of it."""
-        dropped = [Drop(m.head, DropReason.COUNT) for m in self._relayed.values()]
-        self._relayed = {}
-        self._counted = 1
-        return [*dropped]
-
-    def counted(self) -> Coef:
-        return self._counted
