@@ -20,6 +20,7 @@ from typing import Protocol
 from torch import Tensor
 
 from peer.algorithms.core import (
+    LIVE,
     Algorithm,
     Averaged,
     Drop,
@@ -74,6 +75,15 @@ class _Call:
     action: Callable[[], None]
 
 
+@dataclass(frozen=True)
+class _Successor:
+    """What takes the place of algorithm and model when the swarm has gone on without us."""
+
+    algorithm: Algorithm
+    vector: Tensor | None
+    begun: Future[None]
+
+
 class Stop(Exception):
     """Ends the core loop before the last step."""
 
@@ -91,7 +101,6 @@ class Daemon:
         announce: Announcer,
     ) -> None:
         self.peer = peer
-        self.algorithm = algorithm
         self.trainer = trainer
         self.metrics = metrics
         self.announce = announce
@@ -99,9 +108,8 @@ class Daemon:
         self.loss = math.nan
         self.outbox: Sender | None = None
         self._checkpoints = checkpoints
-        flat = trainer.flat
-        self.registers = Registers(flat.vector, algorithm.registers, flat.parameters_end)
-        self._driver = Driver(algorithm, self.registers, self)
+        self._begin(algorithm)
+        self._successor: _Successor | None = None  # takes over between steps; under the guard
         self._events: queue.SimpleQueue[Event | _Call] = queue.SimpleQueue()
         self._training = ThreadPoolExecutor(1, thread_name_prefix="training")
         self._busy = False  # the live vector belongs to the training thread
@@ -111,8 +119,14 @@ class Daemon:
         self.down: set[PeerId] = set()  # neighbours that the transport cannot reach
         self._finished = False
         self._compute_s = 0.0
-        self.steps_done = algorithm.step  # steps that the live model has seen
         self._models_counted = 0
+
+    def _begin(self, algorithm: Algorithm) -> None:
+        flat = self.trainer.flat
+        self.algorithm = algorithm
+        self.registers = Registers(flat.vector, algorithm.registers, flat.parameters_end)
+        self._driver = Driver(algorithm, self.registers, self)
+        self.steps_done = algorithm.step  # steps that the live model has seen
 
     # --- the core loop -----------------------------------------------------------------------
 
@@ -142,6 +156,17 @@ class Daemon:
 
         self.call(fail)
 
+    def start_over(self, algorithm: Algorithm, vector: Tensor | None) -> Future[None]:
+        """Go on as a newcomer does, from any thread: with a fresh algorithm, and the model `vector`
+        (shape (d,)) unless it is None. Cancelled if the core loop ends before that."""
+        successor = _Successor(algorithm, vector, Future())
+        with self._guard:
+            self._successor = successor
+            if self._closed:
+                successor.begun.cancel()
+        self._wake()
+        return successor.begun
+
     def close(self) -> None:
         """Let the local steps under way come to their end."""
         self._training.shutdown(wait=True, cancel_futures=True)
@@ -149,6 +174,12 @@ class Daemon:
         with self._guard:
             self._closed = True
             self._answer_readers()
+            if self._successor is not None:
+                self._successor.begun.cancel()
+
+    def _wake(self) -> None:
+        """Let the core loop come round."""
+        self.call(lambda: None)
 
     def _turn(self, deadline: float | None) -> None:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -160,9 +191,26 @@ class Daemon:
             item.action()
         else:
             self._feed(item)
-        if not self._busy and self._readers:
+        if not self._busy:
+            self._between_steps()
+
+    def _between_steps(self) -> None:
+        """The live vector belongs to this thread: do what others wait for."""
+        if self._readers:
             with self._guard:
                 self._answer_readers()
+        if self._successor is not None:
+            with self._guard:
+                successor, self._successor = self._successor, None
+            self._succeed(successor)
+
+    def _succeed(self, successor: _Successor) -> None:
+        if successor.vector is not None:
+            self.registers.about_to_write(LIVE)
+            self.trainer.flat.vector.copy_(successor.vector)
+        self._begin(successor.algorithm)
+        self.view = None
+        successor.begun.set_result(None)
 
     def _feed(self, event: Event) -> None:
         if isinstance(event, NewView):
@@ -177,6 +225,9 @@ class Daemon:
 
     def train(self, effect: Train) -> None:
         momentum = self.registers[effect.momentum.name] if effect.momentum else None
+        if self._readers:  # a peer that never waits has no other time for them
+            with self._guard:
+                self._answer_readers()
         self._busy = True
         future = self._training.submit(self._train, effect, momentum)
         future.add_done_callback(lambda done: self.call(lambda: self._trained(effect.step, done)))
@@ -244,7 +295,8 @@ class Daemon:
         result = done.result().result
         self.loss, self._compute_s = result.loss, result.seconds
         self.metrics.trained(result.loss, result.seconds)
-        self._feed(Trained(step, result.lr))
+        if self._successor is None:
+            self._feed(Trained(step, result.lr))
 
     # --- Handler: called by transport threads ------------------------------------------------
 
@@ -277,7 +329,7 @@ class Daemon:
             self._readers.append(wanted)
             if self._closed:
                 self._answer_readers()
-        self.call(lambda: None)  # so that the core loop comes round
+        self._wake()
         return wanted.result()
 
     def state(self) -> PeerState:

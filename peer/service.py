@@ -11,11 +11,14 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from peer.algorithms import ALGORITHMS
 from peer.algorithms.core import NewView, PeerId, View
 from peer.announce import Announcer
 from peer.checkpoints import Checkpoints
@@ -41,6 +44,7 @@ from relayswarm.errors import ExitCode, JoinError
 log = logging.getLogger("relayswarm.peer")
 
 GRACE_S = 5.0  # for messages under way and calls in progress when a peer ends
+DONOR_PATIENCE_S = 5.0  # without a byte; then another donor is asked
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,14 @@ class Peer:
         self._incarnation = time.time_ns()
         self._signal: int | None = None
         self._daemon: Daemon | None = None
+        self._lingers = False
         self._ended = threading.Event()
 
     def live(self) -> int:
         """From joining to leaving; returns the exit code."""
         self._take_signals()
         try:
-            candidate = self._join()
+            candidate = self._join(self.options.peer_id)
             with _Parts(self, candidate) as parts:
                 self._daemon = parts.daemon
                 return self._be_member(parts)
@@ -105,15 +110,17 @@ class Peer:
         except Stop:
             self._leave_early(parts)
             return self._exit_code()
+        except JoinError:
+            self._end_training(parts)
+            raise
         finally:
-            self._ended.set()
             parts.daemon.close()
         self._finish(parts)
         return ExitCode.DONE
 
-    def _join(self) -> Joined:
-        """Learn the run config, id and shard."""
-        return self.client.join(JoinInfo(self._incarnation, peer_id=self.options.peer_id))
+    def _join(self, peer_id: PeerId) -> Joined:
+        """Learn the run config, id and shard, and who has a model to give."""
+        return self.client.join(JoinInfo(self._incarnation, peer_id=peer_id))
 
     def _seat(self, parts: _Parts) -> float:
         """Become a member, or become one again; returns the length of the lease, seconds."""
@@ -165,10 +172,27 @@ class Peer:
         log.warning("this peer's lease has run out: joining again")
         self.metrics.lease_expiries.inc()
         try:
+            candidate = self._join(parts.daemon.peer)
+            if candidate.donors:  # else a coordinator without memory asks, and nothing else changes
+                self._start_over(parts, candidate)
             self._lease_s = self._seat(parts)
+        except CancelledError:
+            log.info("the end came before this peer could join again")
         except JoinError as error:
-            log.error("%s", error)
             parts.daemon.fail(error)
+
+    def _start_over(self, parts: _Parts, candidate: Joined) -> None:
+        """The swarm has gone on without us: be a newcomer, with its model where it is further."""
+        step, vector = parts.daemon.steps_done, None
+        try:
+            found = parts.ask_donors(candidate)
+        except JoinError as error:
+            log.warning("going on with this peer's own model: %s", error)
+        else:
+            if found.step > step:
+                step, vector = found.step, found.vector
+        algorithm = build_algorithm(parts.trainer.config, step)
+        parts.daemon.start_over(algorithm, vector).result()
 
     # --- the end -----------------------------------------------------------------------------
 
@@ -191,17 +215,30 @@ class Peer:
             notes=list(getattr(trainer.data, "notes", ())),
         )
         parts.checkpoints.save(daemon.steps_done)
-        parts.outbox.close(trainer.config.transport.linger_s)
+        self._linger(parts)
+        self._ended.set()
         self.client.leave(daemon.peer, self._incarnation, finished=True)
+
+    def _linger(self, parts: _Parts) -> None:
+        """Until neighbours have our last messages; a signal ends it."""
+        self._lingers = True
+        with suppress(_Interrupted):
+            parts.outbox.close(parts.trainer.config.transport.linger_s)
+        self._lingers = False
 
     def _leave_early(self, parts: _Parts) -> None:
         """Asked to stop: the local steps under way come to their end and are kept."""
         daemon = parts.daemon
-        daemon.close()
+        self._end_training(parts)
         self.client.leave(daemon.peer, self._incarnation)
-        parts.checkpoints.save(daemon.steps_done)
         self.announce("state", peer=daemon.peer, state="left")
         log.info("left after %d steps", daemon.steps_done)
+
+    def _end_training(self, parts: _Parts) -> None:
+        """Before its time: what has been learnt is kept."""
+        self._ended.set()  # or the lease's thread would join again when it is told that we left
+        parts.daemon.close()
+        parts.checkpoints.save(parts.daemon.steps_done)
 
     # --- signals -----------------------------------------------------------------------------
 
@@ -211,7 +248,7 @@ class Peer:
 
     def _on_signal(self, number: int, frame: object) -> None:  # noqa: ARG002
         self._signal = number
-        if self._daemon is None:
+        if self._daemon is None or self._lingers:
             raise _Interrupted
         self._daemon.stop()
 
@@ -222,7 +259,7 @@ class Peer:
 
 
 class _Interrupted(BaseException):
-    """A signal came before there was anything to save."""
+    """A signal came when there was nothing to save, or nothing left to save."""
 
 
 class _Parts:
@@ -287,36 +324,41 @@ class _Parts:
         plan = FaultPlan(config.faults, config.seed)
         self.outbox = Outbox(daemon.peer, contract, plan, daemon)
         daemon.outbox = self.outbox
+        host, port = split_address(self.options.metrics_listen, "--metrics-listen")
+        self.metrics_address, self._metrics_server = metrics.serve(host, port)
         self.server = PeerServer(
             daemon, contract, self.options.listen, reflection=self.options.reflection
         )
-        self.server.start()
-        host, port = split_address(self.options.metrics_listen, "--metrics-listen")
-        self.metrics_address, self._metrics_server = metrics.serve(host, port)
+        self.server.start()  # last: until then, what goes wrong leaves nothing running
         self.address = self.options.advertise or self.server.address
 
     def _catch_up(self, candidate: Joined, own_step: int) -> int:
-        """The run is under way: start from a neighbour's model, unless ours is as far."""
+        """The run is under way: start from a member's model, unless ours is as far."""
+        found = self.ask_donors(candidate)
+        if found.step > own_step:
+            self.trainer.flat.vector.copy_(found.vector)
+            log.info("starting from step %d of %s", found.step, found.peer_id)
+        return max(own_step, found.step)
+
+    def ask_donors(self, candidate: Joined) -> RemoteModel:
+        """The model of the first donor that gives one. Raises JoinError."""
         for address in candidate.donors:
             try:
-                found = read_model(address, run_id=candidate.run_id)
+                found = read_model(address, run_id=candidate.run_id, patience_s=DONOR_PATIENCE_S)
             except ReadModelError as error:
                 log.warning("no model from %s: %s", address, error)
                 continue
-            if found.step > own_step:
-                self._take_over(found)
-                log.info("starting from step %d of %s", found.step, found.peer_id)
-            return max(own_step, found.step)
+            self._require_same_model(found)
+            return found
         raise JoinError("no member of the swarm could be asked for the model; try again later")
 
-    def _take_over(self, found: RemoteModel) -> None:
-        flat = self.trainer.flat
-        if found.fingerprint != flat.fingerprint:
+    def _require_same_model(self, found: RemoteModel) -> None:
+        own = self.trainer.fingerprint
+        if found.fingerprint != own:
             raise JoinError(
                 f"the model of {found.peer_id} has fingerprint {found.fingerprint}, this peer's "
-                f"{flat.fingerprint}: start it with the same task and version"
+                f"{own}: start it with the same task and version"
             )
-        flat.vector.copy_(found.vector)
 
 
 def _contract(config: RunConfig, trainer: Trainer) -> Contract:
@@ -327,6 +369,7 @@ def _contract(config: RunConfig, trainer: Trainer) -> Contract:
         elements=flat.vector.numel(),
         dtype=flat.vector.dtype,
         trees=2 if config.topology.tree == "double-binary-trees" else 1,
+        max_sections=ALGORITHMS[config.algorithm.name][0].sections,
         wire_format=Format(name) if name else None,
     )
 
