@@ -59,7 +59,9 @@ RELAYING = {
     "noisy gradients": ("topology.graph=chain", "task.options={gradient_noise=1.0}"),
 }
 
-SYNCHRONOUS = sorted(name for name, (kind, _) in ALGORITHMS.items() if issubclass(kind, Synchronous))
+SYNCHRONOUS = sorted(
+    name for name, (kind, _) in ALGORITHMS.items() if issubclass(kind, Synchronous)
+)
 
 COMPARED = ("loss", "models_counted", "swarm_size", "missed", "late")
 """What a step's event says apart from times, and from bytes, which count headers too."""
