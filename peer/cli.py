@@ -23,7 +23,11 @@ Command = Callable[..., None]
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "up": ("peer.commands:up", "Run a whole swarm on this machine and report on it."),
-    "simulate": ("peer.commands:simulate", "Run a swarm in one process, without a network."),
+    "simulate": (
+        "peer.sweep.command:simulate",
+        "Run a swarm in one process, without a network, or a whole sweep of them.",
+    ),
+    "reproduce": ("peer.reproduce:reproduce", "Run a report's run again and compare."),
     "coordinator": (
         "coordinator.cli:coordinator",
         "Introduce the peers of a run to each other.",

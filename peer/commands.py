@@ -1,4 +1,4 @@
-"""The commands `up`, `simulate`, `peer` and `pull`: their options, and what those mean.
+"""The commands `up`, `peer` and `pull`: their options, and what those mean.
 
 Imports that take time are inside the functions.
 """
@@ -6,7 +6,7 @@ Imports that take time are inside the functions.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -61,47 +61,41 @@ def resolve(
     path: Path | None, overrides: list[str] | None, flags: Mapping[str, object]
 ) -> RunConfig:
     """The run config: defaults, then the file, then `--set`, then flags. Raises ConfigError."""
-    given = [
+    return load(path, [*(overrides or []), *flag_overrides(flags)])
+
+
+def flag_overrides(flags: Mapping[str, object]) -> list[str]:
+    """Flags that were given, as `--set` would say it."""
+    return [
         f"{FLAGS[flag]}={json.dumps(value)}" for flag, value in flags.items() if value is not None
     ]
-    return load(path, [*(overrides or []), *given])
 
 
-def _session(name: str, text: str) -> Callable[..., None]:
-    """`up` and `simulate` differ in what they do, not in what they are told."""
+def up(
+    config: ConfigFile = None,
+    peers: Peers = None,
+    task: TaskName = None,
+    algorithm: Algorithm = None,
+    graph: Graph = None,
+    steps: Steps = None,
+    alpha: Alpha = None,
+    seed: Seed = None,
+    set_: Overrides = None,
+    report: Report = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    baseline: WithBaseline = True,
+) -> None:
+    """Run coordinator and peers as processes of this machine, and report on them."""
+    given = {"peers": peers, "task": task, "algorithm": algorithm, "graph": graph}
+    numbers = {"steps": steps, "alpha": alpha, "seed": seed}
+    resolved = resolve(config, set_, {**given, **numbers})
+    from peer.localswarm import session
 
-    def command(
-        config: ConfigFile = None,
-        peers: Peers = None,
-        task: TaskName = None,
-        algorithm: Algorithm = None,
-        graph: Graph = None,
-        steps: Steps = None,
-        alpha: Alpha = None,
-        seed: Seed = None,
-        set_: Overrides = None,
-        report: Report = None,
-        as_json: AsJson = False,
-        data_dir: DataDir = None,
-        device: Device = "auto",
-        baseline: WithBaseline = True,
-    ) -> None:
-        given = {"peers": peers, "task": task, "algorithm": algorithm, "graph": graph}
-        numbers = {"steps": steps, "alpha": alpha, "seed": seed}
-        resolved = resolve(config, set_, {**given, **numbers})
-        from peer.localswarm import session
-
-        place = report or Path("reports") / resolved.run_id
-        options = session.SessionOptions(place, device, data_dir, as_json, baseline)
-        run = {"up": session.up, "simulate": session.simulate}[name]
-        raise typer.Exit(run(resolved, options))
-
-    command.__doc__ = text
-    return command
-
-
-up = _session("up", "Run coordinator and peers as processes of this machine, and report on them.")
-simulate = _session("simulate", "Run a swarm on a virtual clock and network, report as `up` does.")
+    place = report or Path("reports") / resolved.run_id
+    options = session.SessionOptions(place, device, data_dir, as_json, baseline)
+    raise typer.Exit(session.up(resolved, options))
 
 
 def peer(

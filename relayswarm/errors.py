@@ -4,6 +4,8 @@ Every error names the field, the value it had and the remedy, in one line. Bugs 
 assertions, and what a remote peer does wrong is a verdict with a counter; neither belongs here.
 """
 
+from __future__ import annotations
+
 from enum import IntEnum
 
 
@@ -29,6 +31,10 @@ class ConfigError(RelayswarmError):
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
         self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
         super().__init__(f"{field} = {value!r}: {problem}; {remedy}")
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str, str]]:
+        """It passes between processes whole."""
+        return type(self), (self.field, self.value, self.problem, self.remedy)
 
 
 class DataError(ConfigError):

@@ -61,6 +61,12 @@ def check(config: RunConfig, options: SessionOptions) -> Trainer:
 
     Raises ConfigError or DataError.
     """
+    check_settings(config)
+    return first_trainer(config, options.data_dir, usable_device(options.device))
+
+
+def check_settings(config: RunConfig) -> None:
+    """The part of `check` that needs no data. Raises ConfigError."""
     check_algorithm(config)
     check_peers(config.faults, peer_ids(config.peers))
     try:
@@ -70,7 +76,6 @@ def check(config: RunConfig, options: SessionOptions) -> Trainer:
     except GraphError as error:
         field = f"topology.{error.field.removeprefix('topology.')}"
         raise ConfigError(field, error.value, error.problem, error.remedy) from error
-    return first_trainer(config, options.data_dir, usable_device(options.device))
 
 
 def usable_device(name: str) -> str:

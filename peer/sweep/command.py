@@ -1,0 +1,219 @@
+"""The command `simulate`: one run with a report, or a sweep of many with a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Self, TypeAlias, cast
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from peer.commands import (
+    Algorithm,
+    Alpha,
+    AsJson,
+    ConfigFile,
+    DataDir,
+    Device,
+    Graph,
+    Overrides,
+    Peers,
+    Report,
+    Seed,
+    Steps,
+    TaskName,
+    WithBaseline,
+    flag_overrides,
+    resolve,
+)
+from relayswarm.config import RunConfig
+
+Axes: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep", metavar="KEY=VALUE,VALUE", help="Run with each of these values. Repeatable."
+    ),
+]
+Seeds: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="Run each combination with so many seeds.")
+]
+Output: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Folder of a sweep.", show_default="sweeps/RUN_ID")
+]
+Jobs: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="Runs at a time.", show_default="one for each core")
+]
+EngineName: TypeAlias = Annotated[
+    str, typer.Option("--engine", help="local processes, or ray for a Ray cluster.")
+]
+Budgets: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="NAME=NUMBER",
+        help="Refuse what needs more: models_per_step, message_rounds_per_step. Repeatable.",
+    ),
+]
+Tune: TypeAlias = Annotated[
+    bool, typer.Option("--tune", help="Find each combination's learning rate first.")
+]
+Target: TypeAlias = Annotated[
+    float | None,
+    typer.Option(help="Suboptimality to reach; --tune seeks it, the table says when it was."),
+]
+
+
+def simulate(
+    config: ConfigFile = None,
+    peers: Peers = None,
+    task: TaskName = None,
+    algorithm: Algorithm = None,
+    graph: Graph = None,
+    steps: Steps = None,
+    alpha: Alpha = None,
+    seed: Seed = None,
+    set_: Overrides = None,
+    report: Report = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    baseline: WithBaseline = True,
+    axes: Axes = None,
+    seeds: Seeds = None,
+    output: Output = None,
+    jobs: Jobs = None,
+    engine: EngineName = "local",
+    budget: Budgets = None,
+    tune: Tune = False,
+    target: Target = None,
+) -> None:
+    """Run a swarm on a virtual clock and network, and report as `up` does.
+
+    With --sweep, --seeds, --tune or --target it runs many, and writes a table of them in place of
+    a report; a sweep that was cut off goes on where it stopped.
+    """
+    given = {"peers": peers, "task": task, "algorithm": algorithm, "graph": graph}
+    flags = {**given, "steps": steps, "alpha": alpha, "seed": seed}
+    overrides = [*(set_ or []), *flag_overrides(flags)]
+    resolved = resolve(config, overrides, {})
+    if axes or seeds or tune or target is not None:
+        place = output or Path("sweeps") / resolved.run_id
+        numbers = {"jobs": jobs or _cores(), "tune": tune, "target": target}
+        _sweep(
+            config,
+            overrides,
+            axes or [],
+            seeds or 1,
+            budget or [],
+            as_json,
+            {"output": place, "data_dir": data_dir, "engine": engine, **numbers},
+        )
+        return
+    from peer.localswarm import session
+
+    _refuse_over_budget(resolved, budget or [])
+    place = report or Path("reports") / resolved.run_id
+    options = session.SessionOptions(place, device, data_dir, as_json, baseline)
+    raise typer.Exit(session.simulate(resolved, options))
+
+
+def _refuse_over_budget(config: RunConfig, budgets: Sequence[str]) -> None:
+    from peer.localswarm.session import check_settings
+    from peer.sweep.budget import check_budgets, parse_budgets
+    from peer.sweep.grid import Cell
+
+    check_settings(config)
+    check_budgets([Cell({}, config)], parse_budgets(budgets))
+
+
+def _sweep(
+    path: Path | None,
+    overrides: Sequence[str],
+    axes: Sequence[str],
+    seeds: int,
+    budgets: Sequence[str],
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
+    from peer.localswarm.session import check_settings
+    from peer.sweep.budget import parse_budgets
+    from peer.sweep.grid import build_cells, parse_axis
+    from peer.sweep.sweep import Options, sweep
+
+    parsed = [parse_axis(text) for text in axes]
+    cells = build_cells(path, overrides, parsed, seeds)
+    for cell in cells:
+        check_settings(cell.config)
+    complete = Options(budgets=parse_budgets(budgets), **options)
+    with _Bar(as_json=as_json) as bar:
+        rows, files = sweep(cells, parsed, complete, bar)
+    bar.end(complete.output, files, len(rows))
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system can tell."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Bar:
+    """How far a sweep is: a bar on terminals, else a line or a JSON object for each run."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._console = Console(stderr=as_json)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bars = Progress(*columns, TimeElapsedColumn(), console=self._console)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        if self._is_live:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._is_live:
+            self._bars.stop()
+
+    @property
+    def _is_live(self) -> bool:
+        return self._console.is_terminal and not self._as_json
+
+    def __call__(self, what: str, which: str, done: int, total: int) -> None:
+        if self._as_json:
+            _print_json({"event": what, "name": which, "done": done, "total": total})
+        elif not self._is_live:
+            self._console.print(f"{what} {done} of {total}: {which}", highlight=False, markup=False)
+        else:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=total)
+            self._bars.update(self._tasks[what], completed=done, total=total)
+
+    def end(self, output: Path, files: Sequence[str], rows: int) -> None:
+        """Say what was written, and why there is no Parquet if there is none."""
+        if self._as_json:
+            _print_json({"event": "finished", "output": str(output), "files": list(files)})
+            return
+        say = cast("Any", self._console.print)
+        say(f"{rows} rows: " + ", ".join(str(output / name) for name in files), markup=False)
+        if not any(name.endswith(".parquet") for name in files):
+            say(
+                "no Parquet: pyarrow is not installed (pip install 'relayswarm[parquet]')",
+                markup=False,
+            )
+
+
+def _print_json(event: dict[str, Any]) -> None:
+    typer.echo(json.dumps(event))

@@ -1,0 +1,185 @@
+"""Finds the learning rate of one combination, and tells everything that was tried.
+
+Two procedures of the RelaySGD paper. `bisection` (appendix C.4) for quadratics: the rate that
+brings the mean of the models below a target first, and keeps it there; if no rate does, the one
+that ends lowest. `grid` (appendix C.1) for learning: powers of two around the rate that is best
+for centralized training, times the tree's learning-rate factor, then three seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coordinator.graph_files import read_graph
+from coordinator.views import FILE, lay_out
+from peer.baseline import Baseline, first_trainer, has_full_gradients, train_centralized
+from peer.outcome import Metrics, headline, higher_is_better, mean
+from peer.sweep.cell import Result, base_rate, run
+from peer.sweep.grid import Cell
+from peer.sweep.search import DIVERGED, Score, Tried, bisect, halve_until_all_converge, sandwich
+from peer.views import peer_ids
+from relayswarm.config import RunConfig
+
+REPLICAS = 3
+TARGET = 1e-6  # of suboptimality, as in figure 2
+TAIL = 10  # a run has converged if the last tenth of its losses is below where it began
+
+Losses = Sequence[tuple[int, float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class TuningJob:
+    """A combination whose rate is to be found; `cell` has its first seed."""
+
+    cell: Cell
+    data_dir: Path | None = None
+    target: float = TARGET
+
+    @property
+    def key(self) -> str:
+        """Of the file that keeps what is found."""
+        return f"{self.cell.key}-{self.target:g}"
+
+
+def tune(job: TuningJob) -> dict[str, Any]:
+    """The rate, the procedure, and every run on the way, as JSON values."""
+    config = job.cell.config
+    first = first_trainer(config, job.data_dir, "cpu")
+    search = _Search(config, job.data_dir, job.target)
+    start = base_rate(config, job.data_dir)
+    found: dict[str, Any]
+    if has_full_gradients(first):
+        found = {"procedure": "bisection", "target": job.target, "rate": search.bisection(start)}
+    else:
+        found = {"procedure": "grid", **search.grid(start)}
+    return {"combination": job.cell.combination, **found, **search.replicas(found["rate"])}
+
+
+@dataclass
+class _Search:
+    """The runs of one tuning."""
+
+    config: RunConfig
+    data_dir: Path | None
+    target: float
+    trials: list[dict[str, Any]] = field(default_factory=list)
+
+    def bisection(self, start: float) -> float:
+        return bisect(Tried(lambda rate: self._try(rate, self.config.seed, self._speed)), start)
+
+    def grid(self, start: float) -> dict[str, Any]:
+        """The rate and the search for that of centralized training."""
+        alone = Tried(lambda rate: self._try_alone(rate))
+        _, centralized, _ = sandwich(alone, start)
+        factor = self._factor()
+        tried = Tried(lambda rate: self._try(rate, self.config.seed, _quality))
+        _, rate, _ = sandwich(tried, centralized * factor)
+        return {
+            "rate": rate,
+            "centralized": {
+                "rate": centralized,
+                "correction": factor,
+                "trials": [{"rate": r, "score": _shown(s)} for r, s in alone.scores.items()],
+            },
+        }
+
+    def replicas(self, rate: float) -> dict[str, Any]:
+        """Three seeds, with half the rate while any of them diverges."""
+        seeds = range(self.config.seed, self.config.seed + REPLICAS)
+        known = {(trial["rate"], trial["seed"]): trial["converged"] for trial in self.trials}
+
+        def converges(candidate: float, seed: int) -> bool:
+            if (candidate, seed) not in known:
+                self._try(candidate, seed, _quality)
+                known[candidate, seed] = self.trials[-1]["converged"]
+            return bool(known[candidate, seed])
+
+        rate, counts = halve_until_all_converge(rate, seeds, converges)
+        return {
+            "rate": rate,
+            "replicas": REPLICAS,
+            "converged": counts[-1][1],
+            "converged_at": [{"rate": r, "converged": count} for r, count in counts],
+            "trials": self.trials,
+        }
+
+    def _try(self, rate: float, seed: int, worth: Callable[[Result], Score]) -> Score:
+        config = with_rate(self.config, rate).model_copy(update={"seed": seed})
+        result = run(config, self.data_dir, self.target if worth == self._speed else None)
+        converged = all(_converged(peer.losses, peer.metrics) for peer in result.outcome.peers)
+        converged = converged and len(result.outcome.peers) > 0
+        score = worth(result) if converged else DIVERGED
+        trial = {"rate": rate, "seed": seed, "score": _shown(score), "converged": converged}
+        self.trials.append(trial | {"steps_to_target": result.steps_to_target})
+        return score
+
+    def _speed(self, result: Result) -> Score:
+        """Steps to the target come first, and then how near the end is to it."""
+        if result.steps_to_target is not None:
+            return (0.0, float(result.steps_to_target))
+        return (1.0, _number(result.consensus.get("suboptimality")))
+
+    def _try_alone(self, rate: float) -> Score:
+        config = with_rate(self.config, rate)
+        first = first_trainer(config, self.data_dir, "cpu")
+        batch = config.data.batch_size * config.peers
+        baseline: Baseline = train_centralized(first, batch)
+        converged = _converged(baseline.losses, baseline.metrics)
+        return _metrics_score([baseline.metrics]) if converged else DIVERGED
+
+    def _factor(self) -> float:
+        """What the tree takes from every update (appendix D.1), unless peers correct it anyway."""
+        config = self.config
+        if config.algorithm.name != "relaysgd" or config.optimizer.relay_lr_correction:
+            return 1.0
+        file = config.topology.file if config.topology.graph == FILE else None
+        graph = read_graph(Path(file)) if file else None
+        return float(lay_out(config, peer_ids(config.peers), graph).lr_factor)
+
+
+def with_rate(config: RunConfig, rate: float) -> RunConfig:
+    """The same run with this learning rate."""
+    return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": rate})})
+
+
+def row_columns(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of the table says of its tuning."""
+    return {
+        "tuning": found["procedure"],
+        "tried_rates": len({trial["rate"] for trial in found["trials"]}),
+        "converged_replicas": found["converged"],
+        "replicas": found["replicas"],
+    }
+
+
+def _quality(result: Result) -> Score:
+    return _metrics_score([peer.metrics for peer in result.outcome.peers])
+
+
+def _metrics_score(metrics: Sequence[Metrics]) -> Score:
+    """By the metric that sums up a run, the mean over peers."""
+    name = headline(metrics[0])[0]
+    value = _number(mean(m.get(name) for m in metrics))
+    return (0.0, -value if higher_is_better(name) and math.isfinite(value) else value)
+
+
+def _converged(losses: Losses, metrics: Metrics) -> bool:
+    """No number that is not finite, and the training loss ends below where it began."""
+    values = [loss for _, loss in losses if loss is not None]
+    if len(values) < len(losses) or None in metrics.values() or not values:
+        return False
+    tail = values[-max(1, len(values) // TAIL) :]
+    return sum(tail) / len(tail) < values[0]
+
+
+def _number(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def _shown(score: Score) -> list[float] | None:
+    """A score as JSON; None for a run that diverged."""
+    return list(score) if all(map(math.isfinite, score)) else None
