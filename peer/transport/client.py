@@ -51,7 +51,7 @@ class Outbox:
             sender.move(addresses[peer])
 
     def send(self, to: PeerId, head: Head, outgoing: Outgoing) -> None:
-        """Post a message; a third one in its slot (neighbour, kind, tree) drops the oldest.
+        """Post a message; too many in its slot (neighbour, kind, tree) drop the oldest (`BACKLOG`).
 
         A payload below 1 MiB is read here and now, a larger one while it streams.
         """

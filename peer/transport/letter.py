@@ -61,6 +61,11 @@ class Letter:
         return (self.head.kind, self.head.tree, self.extra)
 
     @property
+    def is_call(self) -> bool:
+        """An offer: to a peer that is BUSY it is not sent again, its caller calls another."""
+        return self.head.kind is Kind.OFFER
+
+    @property
     def small(self) -> bool:
         """Whether it goes in one request."""
         return self._payload is not None

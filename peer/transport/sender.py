@@ -1,9 +1,8 @@
 """The thread that sends to one neighbour, and tries again where that helps.
 
 In each slot (kind, tree) messages go out one after the other, in order, and at most `BACKLOG` of
-them wait or are under way; one more and the oldest is given up (rule R7). Two, because a neighbour
-in a synchronous method can be a step behind: it still wants the last step's message, and one of
-two steps before is of no use to it any more.
+them wait or are under way; one more and the oldest is given up (rule R7). An algorithm cancels
+sooner, by its own bound; this is the largest of these, that of methods with overlap.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from peer.transport.link import Link, NoLinkError, call_on
 from peer.transport.wire import verdict_of
 from relayswarm.peer.v1 import peer_pb2 as pb
 
-BACKLOG = 2
+BACKLOG = 3
 FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 1.0
 LONGEST_RETRY_S = 0.2  # after BUSY and EPOCH_AHEAD
@@ -201,7 +200,7 @@ class Sender:
     def _answered(self, letter: Letter, response: pb.RelayResponse) -> None:
         self._reached()
         verdict = verdict_of(response)
-        if verdict in (Verdict.EPOCH_AHEAD, Verdict.BUSY):
+        if verdict is Verdict.EPOCH_AHEAD or (verdict is Verdict.BUSY and not letter.is_call):
             wait_s = response.retry_after_ms / 1000 * growth(letter.attempt)
             self._again(letter, min(wait_s, LONGEST_RETRY_S), verdict.name)
         else:

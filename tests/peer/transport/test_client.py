@@ -202,6 +202,7 @@ def test_a_delayed_message_can_be_cancelled_with_its_copy(tools: Any) -> None:
 @pytest.mark.parametrize("elements", [1000, LARGE])
 def test_close_waits_for_what_is_under_way(tools: Any, elements: int) -> None:
     swarm = tools.Swarm(tools, elements)
+    swarm.handler.keep = False
     ready = iter([Verdict.BUSY] * 3)
     swarm.handler.judge = lambda _: next(ready, Verdict.ACCEPTED)
     heads = [swarm.send(step)[0] for step in range(BACKLOG)]

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.algorithms.core import Head, Verdict
+from peer.algorithms.core import Head, Kind, Verdict
+from peer.registers import Registers
 from peer.transport import sender as sender_module
 from peer.transport.sender import BACKLOG, RETRY_GROWTH_LIMIT, growth
 
@@ -33,6 +34,26 @@ def test_tries_again_while_the_receiver_is_not_ready(
     assert swarm.reports.of("retried") == [("peer", passing.name)] * 3
     ((_, vectors),) = swarm.handler.of("received")
     assert torch.equal(vectors[0], outgoing.vectors[0])
+
+
+def test_an_offer_is_not_offered_again_to_a_busy_peer(tools: Any) -> None:
+    """Its caller calls somebody else; but a peer that has not got the view yet is tried again."""
+    swarm = tools.Swarm(tools)
+    answers = iter([Verdict.EPOCH_AHEAD, Verdict.BUSY])
+    swarm.handler.judge = lambda _: next(answers)
+    head, _ = swarm.send(kind=Kind.OFFER, exchange=1)
+    assert swarm.reports.wait("sent") == [("peer", head, Verdict.BUSY)]
+    assert swarm.reports.of("retried") == [("peer", "EPOCH_AHEAD")]
+
+
+def test_a_refusal_has_no_payload(tools: Any) -> None:
+    """An exchange is declined by a reply that holds no model."""
+    swarm = tools.Swarm(tools)
+    refusal = tools.head(kind=Kind.REPLY, exchange=1, count=0, lost=True)
+    registers = Registers(torch.zeros(swarm.contract.elements), {}, 0)
+    swarm.outbox.send("peer", refusal, registers.outgoing((), refusal))
+    assert swarm.reports.wait("sent") == [("peer", refusal, Verdict.ACCEPTED)]
+    assert swarm.handler.of("lost") == [(refusal,)]
 
 
 @given(st.integers(0, 10**9))
@@ -67,6 +88,7 @@ def test_one_more_than_the_backlog_drops_the_oldest(tools: Any) -> None:
 
 def test_the_oldest_is_cut_off_even_while_it_streams(tools: Any) -> None:
     swarm = tools.Swarm(tools, LARGE)
+    swarm.handler.keep = False
     gate = threading.Event()
     first, outgoing = swarm.send(0, gate)
     swarm.handler.wait("bytes_in", 2)
@@ -75,7 +97,8 @@ def test_the_oldest_is_cut_off_even_while_it_streams(tools: Any) -> None:
     gate.set()
     assert swarm.reports.wait("sent") == [("peer", first, None)]
     assert outgoing.closed == 1
-    assert swarm.reports.wait("sent", 3)[1:] == [("peer", h, Verdict.ACCEPTED) for h in rest]
+    answers = swarm.reports.wait("sent", BACKLOG + 1)[1:]
+    assert answers == [("peer", head, Verdict.ACCEPTED) for head in rest]
 
 
 @pytest.mark.parametrize("elements", [1000, LARGE])
