@@ -34,7 +34,7 @@ class _KindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeW
     KIND_GOSSIP: _Kind.ValueType  # 2
     """One model for weighted averaging with direct neighbours."""
     KIND_PUSH: _Kind.ValueType  # 3
-    """Mass of a push-sum: vector and weight are both to be added."""
+    """A model and, as its weight, half of the sender's push-sum weight: their product is added."""
     KIND_OFFER: _Kind.ValueType  # 4
     """The initiator's communication copy in a pairwise exchange."""
     KIND_REPLY: _Kind.ValueType  # 5
@@ -50,7 +50,7 @@ KIND_RELAY: Kind.ValueType  # 1
 KIND_GOSSIP: Kind.ValueType  # 2
 """One model for weighted averaging with direct neighbours."""
 KIND_PUSH: Kind.ValueType  # 3
-"""Mass of a push-sum: vector and weight are both to be added."""
+"""A model and, as its weight, half of the sender's push-sum weight: their product is added."""
 KIND_OFFER: Kind.ValueType  # 4
 """The initiator's communication copy in a pairwise exchange."""
 KIND_REPLY: Kind.ValueType  # 5
