@@ -13,6 +13,7 @@ class ExitCode(IntEnum):
     """What the `relayswarm` command returns."""
 
     DONE = 0
+    DIFFERENT = 1  # a report could not be reproduced
     USAGE = 2  # wrong usage or config
     COULD_NOT_JOIN = 3
     LOST_QUORUM = 4  # lost quorum or timed out
