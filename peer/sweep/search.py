@@ -37,9 +37,10 @@ def sandwich(tried: Tried, start: float) -> tuple[float, float, float]:
     """The best power-of-two multiple of `start` between its neighbours that are no better.
 
     Appendix C.1, 3: multiply and divide by powers of two until the best result so far is between
-    two that are worse. Of equally good rates the one tried first is kept.
+    two that are worse. Of equally good rates the one tried first is kept. A start that diverges
+    is halved until it does not.
     """
-    best = start
+    best = next((rate for rate in halves(start) if math.isfinite(tried(rate)[-1])), start)
     for _ in range(MOST_DOUBLINGS):
         for rate in (best * FACTOR, best / FACTOR):
             if tried(rate) < tried(best):
@@ -76,7 +77,7 @@ def halve_until_all_converge(
     Returns the rate and, for each rate tried, how many of the seeds converged with it.
     """
     counts: list[tuple[float, int]] = []
-    for candidate in _halves(rate):
+    for candidate in halves(rate):
         converged = sum(converges(candidate, seed) for seed in seeds)
         counts.append((candidate, converged))
         if converged == len(seeds):
@@ -84,6 +85,7 @@ def halve_until_all_converge(
     return counts[-1][0], counts
 
 
-def _halves(rate: float) -> Iterator[float]:
+def halves(rate: float) -> Iterator[float]:
+    """The rate, half of it, and so on."""
     for power in range(MOST_DOUBLINGS):
         yield rate / FACTOR**power
