@@ -72,7 +72,7 @@ def losses() -> Event:
 def hung() -> Event:
     """Rates of the living before a peer is stopped and after the third deadline; what they miss."""
     stopped, steps, deadline_s = "peer-5", 800, 1.0
-    after_s = 3 * deadline_s
+    after_s = 4 * deadline_s  # three deadlines, and the steps between them
     when: list[float] = []
 
     finished: list[str] = []
