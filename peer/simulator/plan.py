@@ -69,6 +69,13 @@ class Plan:
     stages: tuple[list[Stage], ...]
     averaged: list[tuple[int, Averaged]]
 
+    def averaged_by_step(self) -> dict[int, list[tuple[int, Averaged]]]:
+        """Who completed which step, and how."""
+        by_step: dict[int, list[tuple[int, Averaged]]] = {}
+        for peer, effect in self.averaged:
+            by_step.setdefault(effect.step, []).append((peer, effect))
+        return by_step
+
     def repeats(self, other: Plan) -> bool:
         """Whether this is the same work as `other`, some steps later or earlier."""
         return (
@@ -122,15 +129,20 @@ class Part:
         An owner has few rows, and chooses among those that are free by the step's last bits. So
         equal steps use equal rows, again after one step, two or four.
         """
-        slots = itertools.chain((0, 1 + step % 2, 3 + step // 2 % 2), itertools.count(5))
-        numbers = (self._number(owner, slot) for slot in slots)
-        return Row(next(n for n in numbers if n not in self._taken), self._taken)
+        for slot in (0, 1 + step % 2, 3 + step // 2 % 2):
+            number = self._number(owner, slot)
+            if number not in self._taken:
+                return Row(number, self._taken)
+        more = (self._number(owner, slot) for slot in itertools.count(5))
+        return Row(next(number for number in more if number not in self._taken), self._taken)
 
     def _number(self, owner: object, slot: int) -> int:
-        if (owner, slot) not in self._numbers:
-            self._numbers[owner, slot] = self.rows
+        key = (owner, slot)
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = self.rows
             self.rows += 1
-        return self._numbers[owner, slot]
+        return number
 
     def touched(self, row: int) -> bool:
         """Whether a combination of this segment reads or forms that row."""
@@ -139,19 +151,21 @@ class Part:
     def form(self, target: int, terms: Sequence[tuple[Coef, int]], divisor: Coef) -> None:
         """Record a combination, in the first stage that comes after what it depends on."""
         read, written = self._read, self._written
-        at = max(read.get(target, 0), written.get(target, -1) + 1)
-        for _, row in terms:
-            if row in written:
-                at = max(at, written[row] + 1)
-        for _, row in terms:
-            read[row] = max(read.get(row, 0), at)
-        read.pop(target, None)
+        at = max(read.pop(target, 0), written.get(target, -1) + 1)
+        rows = [row for _, row in terms]
+        for row in rows:
+            if row in written and written[row] >= at:
+                at = written[row] + 1
+        for row in rows:
+            if row not in read or read[row] < at:
+                read[row] = at
+        if target in rows:
+            del read[target]  # what was read there is gone
         written[target] = at
         while len(self.stages) <= at:
             self.stages.append(Stage())
         whole = float(divisor)
-        rows, coefs = [row for _, row in terms], [coef / whole for coef, _ in terms]
-        self.stages[at].append(target, rows, coefs)
+        self.stages[at].append(target, rows, [coef / whole for coef, _ in terms])
 
     def take(self) -> list[Stage]:
         """The stages so far; a new segment begins."""

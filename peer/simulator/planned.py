@@ -12,14 +12,19 @@ from relayswarm.config import CrashFault
 
 LATENCY_S = 0.001  # virtual
 
+_AS_USUAL = (Delivery(LATENCY_S),)
+
 
 class PlannedLink:
     """The in-memory network with the plan's losses, delays and duplicates."""
 
     def __init__(self, plan: FaultPlan) -> None:
         self._plan = plan
+        self._is_idle = not plan.touches_messages
 
     def __call__(self, sender: PeerId, to: PeerId, head: Head) -> Sequence[Delivery]:
+        if self._is_idle:
+            return _AS_USUAL
         fate = self._plan.fate(head.step, head.round, head.tree, sender, to)
         if fate.lost:
             return (Delivery(LATENCY_S, lost=True),) if self._plan.announced else ()

@@ -12,7 +12,7 @@ must be bit for bit, with `deterministic = true`, and where peers crash, each ha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -31,6 +31,8 @@ from peer.simulator.world import Node, World
 from relayswarm.config import FaultsConfig, RunConfig
 
 Counts: TypeAlias = tuple[Counter[PeerId], ...]
+ByStep: TypeAlias = Mapping[int, Sequence[tuple[int, Averaged]]]
+"""Who completed a step, and how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Compiled:
     """A plan in the form in which it is carried out, and what the world counted meanwhile."""
 
     plan: Plan
+    averaged: ByStep
     groups: Sequence[Group]
     stages: Sequence[Sequence[Step]]
     counts: Counts
@@ -108,7 +111,7 @@ class StackedSwarm:
         self.expected: Counter[int] = Counter()
         self.missed: Counter[int] = Counter()
         self.before_training: Callable[[Sequence[int], int], None] = _nothing
-        self.after_plan: Callable[[Sequence[tuple[int, Averaged]], int], None] = _nothing
+        self.after_plan: Callable[[ByStep, int], None] = _nothing
         self._add_peers(config, bodies)
 
     def run(self) -> None:
@@ -190,6 +193,7 @@ class StackedSwarm:
         depth = max(node.depth for node in self._world.nodes.values())
         compiled = Compiled(
             plan=plan,
+            averaged=plan.averaged_by_step(),
             groups=self._groups(plan),
             stages=[self.table.compiled(stages) for stages in plan.stages],
             counts=tuple(a - b for a, b in zip(counts, self._counted, strict=True)),
@@ -225,7 +229,7 @@ class StackedSwarm:
             self._train(group, compiled.plan.base + group.ahead + shift)
         for part, stages in enumerate(compiled.stages):
             self.table.apply(part, stages)
-        self.after_plan(compiled.plan.averaged, shift)
+        self.after_plan(compiled.averaged, shift)
 
     def _train(self, group: Group, step: int) -> None:
         self.before_training(group.peers, step)

@@ -24,7 +24,7 @@ from peer.outcome import RunOutcome
 from peer.progress import Progress
 from peer.simulator.learning import LOCAL_STEP_S, Listener, MeanModels, format_of
 from peer.simulator.planned import PlannedLink
-from peer.simulator.stacked import Bodies, StackedSwarm
+from peer.simulator.stacked import Bodies, ByStep, StackedSwarm
 from peer.simulator.stacked_training import Stacking, choose
 from peer.simulator.table import Table
 from peer.simulator.traffic import Meter
@@ -34,7 +34,7 @@ from peer.views import peer_ids, topology_event, views_of
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError
 
-STEP_EVENTS = 200_000
+STEP_EVENTS = 50_000
 """Events of single steps beyond which only every k-th step is told, and the last."""
 
 
@@ -139,27 +139,23 @@ class StackedSimulation:
             event = {"event": "evaluation", "peer": self._members[k], "step": step}
             self._tell({**event, "metrics": metrics})
 
-    def _after_plan(self, averaged: Sequence[tuple[int, Averaged]], shift: int) -> None:
+    def _after_plan(self, averaged: ByStep, shift: int) -> None:
         now = time.perf_counter()
-        self._seconds, self._begun = (now - self._begun) / max(len(averaged), 1), now
-        told = [(k, effect) for k, effect in averaged if self._is_told(effect.step + shift)]
-        if told:
-            self.swarm.account()
-        for k, effect in told:
-            self._tell(self._step(k, effect, effect.step + shift))
-        self._measure_mean(averaged, shift)
+        peers = sum(map(len, averaged.values()))
+        self._seconds, self._begun = (now - self._begun) / max(peers, 1), now
+        for recorded, effects in averaged.items():
+            step = recorded + shift
+            if self._is_told(step):
+                self.swarm.account()
+                for k, effect in effects:
+                    self._tell(self._step(k, effect, step))
+            if self._mean_every and (step + 1) % self._mean_every == 0:
+                models = self.swarm.table.models()
+                for k, _ in effects:
+                    self._mean.add(step + 1, models[k])
 
     def _is_told(self, step: int) -> bool:
         return step % self._event_every == 0 or step == self._config.steps - 1
-
-    def _measure_mean(self, averaged: Sequence[tuple[int, Averaged]], shift: int) -> None:
-        every = self._mean_every
-        due = [k for k, effect in averaged if every and (effect.step + shift + 1) % every == 0]
-        if due:
-            models = self.swarm.table.models()
-            steps = {k: effect.step + shift + 1 for k, effect in averaged}
-            for k in due:
-                self._mean.add(steps[k], models[k])
 
     def _step(self, k: int, effect: Averaged, step: int) -> dict[str, Any]:
         peer = self._members[k]

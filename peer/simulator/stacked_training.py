@@ -146,7 +146,9 @@ class Stacked:
                 beta = QUASI_GLOBAL_MOMENTUM if beta is None else beta
                 self._optimizer.quasi_global_step(models, gradients, lr, momenta, beta)
             total += losses
-        return [loss if math.isfinite(loss) else math.nan for loss in (total / count).tolist()]
+        mean = total / count
+        losses_of: list[float] = mean.masked_fill(~mean.isfinite(), math.nan).tolist()
+        return losses_of
 
     def evaluate(self, peer: int, model: Tensor) -> dict[str, Measured]:
         return self._template.evaluate(model, self._sites[peer])
