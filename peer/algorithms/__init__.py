@@ -5,6 +5,7 @@ from typing import Any
 
 from peer.algorithms import (
     adpsgd,
+    allreduce,
     d2,
     dpsgd,
     dpsgd_qgm,
@@ -21,10 +22,12 @@ from peer.algorithms.core import Algorithm, Run
 
 ALGORITHMS: Mapping[str, tuple[type[Any], type[Any]]] = {
     "adpsgd": (adpsgd.ADPSGD, pairwise.Options),
+    "allreduce": (allreduce.AllReduce, allreduce.Options),
     "d2": (d2.D2, d2.Options),
     "dpsgd": (dpsgd.DPSGD, dpsgd.Options),
     "dpsgd-qgm": (dpsgd_qgm.DPSGDwithQGM, dpsgd_qgm.Options),
     "gradient-tracking": (gradient_tracking.GradientTracking, gradient_tracking.Options),
+    "local-sgd": (allreduce.LocalSGD, allreduce.Options),
     "relaysgd": (relaysgd.RelaySGD, relaysgd.Options),
     "relaysgd-grad": (relaysgd_grad.RelaySGDGrad, relaysgd_grad.Options),
     "relaysum": (relaysum.RelaySum, relaysum.Options),

@@ -27,6 +27,16 @@ Label: TypeAlias = tuple[int, int]
 
 TIME_OUTS_BEFORE_SILENT = 3
 
+DROP_REASONS = {
+    Verdict.DUPLICATE: DropReason.STALE,
+    Verdict.STALE_STEP: DropReason.STALE,
+    Verdict.EPOCH_BEHIND: DropReason.EPOCH,
+    Verdict.EPOCH_AHEAD: DropReason.EPOCH,
+    Verdict.OLD_INCARNATION: DropReason.EPOCH,
+    Verdict.BAD_COUNT: DropReason.COUNT,
+}
+"""Why a message that was admitted at its header is of no use once it is in."""
+
 
 def label_of(head: Head) -> Label:
     return (head.step, head.round)

@@ -45,20 +45,10 @@ from peer.algorithms.core import (
     View,
 )
 from peer.algorithms.sending import UnderWay
-from peer.algorithms.slots import Label, Slot, label_of
+from peer.algorithms.slots import DROP_REASONS, Label, Slot, label_of
 
 Edge: TypeAlias = tuple[int, PeerId]
 """(tree, neighbour); the tree is 0 for methods without trees."""
-
-_REASONS = {
-    Verdict.DUPLICATE: DropReason.STALE,
-    Verdict.STALE_STEP: DropReason.STALE,
-    Verdict.EPOCH_BEHIND: DropReason.EPOCH,
-    Verdict.EPOCH_AHEAD: DropReason.EPOCH,
-    Verdict.OLD_INCARNATION: DropReason.EPOCH,
-    Verdict.BAD_COUNT: DropReason.COUNT,
-}
-"""Why a message that was admitted at its header is of no use once it is in."""
 
 Inbox: TypeAlias = Mapping[Edge, Received | None]
 
@@ -140,6 +130,10 @@ class Synchronous(Algorithm):
     def lr_scale(self, view: View) -> Coef:  # noqa: ARG002
         return 1
 
+    def patience_s(self, edge: Edge) -> float:  # noqa: ARG002
+        """How long to wait for the message of an edge."""
+        return self.run.deadline_s
+
     def momentum(self) -> Reg | None:
         """A register that takes the place of the optimizer's momentum, if any."""
         return None
@@ -177,7 +171,8 @@ class Synchronous(Algorithm):
     def next_deadline(self) -> float | None:
         if self.phase is not Phase.WAITING:
             return None
-        return self._waiting_since + self.run.deadline_s
+        patience_s = (self.patience_s(edge) for edge in self._awaited())
+        return self._waiting_since + min(patience_s, default=self.run.deadline_s)
 
     def admit(self, head: Head) -> Verdict:
         view = self.view
@@ -215,7 +210,7 @@ class Synchronous(Algorithm):
             case SendDone(to, head):
                 self._under_way.done(to, head)
             case Tick():
-                effects = self._tick(now)
+                self._tick(now)
         return effects + self._advance(now)
 
     # --- topology ----------------------------------------------------------------------------
@@ -291,24 +286,21 @@ class Synchronous(Algorithm):
         sends = self.outgoing(self._view)
         return [effect for send in sends for effect in self._under_way.send(send)]
 
-    def _advance(self, now: float, *, waited_out: bool = False) -> list[Effect]:
+    def _advance(self, now: float) -> list[Effect]:
         """Combine as soon as nothing is awaited any more, round after round."""
         effects: list[Effect] = []
-        while self.phase is Phase.WAITING:
-            if not waited_out and self._awaited():
-                break
-            waited_out = False
+        while self.phase is Phase.WAITING and not self._awaited():
             effects += self._complete(now)
         return effects
 
-    def _awaited(self) -> list[Slot]:
+    def _awaited(self) -> list[Edge]:
         """The edges that are waited for. A peer that can reach nobody waits for anybody, or for
         the topology that mends it, as long as for a neighbour that hangs (R6): it would run away
         from the others, learning from its own data alone."""
-        slots = [self._slot(edge) for edge in self._edges]
+        slots = {edge: self._slot(edge) for edge in self._edges}
         others = self._slots.values()
         cut_off = self._next_view is None and all(slot.silent for slot in others)
-        return [slot for slot in slots if slot.awaited(self._due, cut_off=cut_off)]
+        return [edge for edge, slot in slots.items() if slot.awaited(self._due, cut_off=cut_off)]
 
     def _complete(self, now: float) -> list[Effect]:
         inbox, effects = self._take()
@@ -361,7 +353,7 @@ class Synchronous(Algorithm):
     def _received(self, event: Received) -> list[Effect]:
         verdict = self.admit(event.head)
         if verdict is not Verdict.ACCEPTED:
-            return [Drop(event.head, _REASONS.get(verdict, DropReason.UNEXPECTED))]
+            return [Drop(event.head, DROP_REASONS.get(verdict, DropReason.UNEXPECTED))]
         slot = self._slot((event.head.tree, event.head.sender))
         return [Drop(head, reason) for head, reason in slot.offer(event, self._due)]
 
@@ -374,13 +366,12 @@ class Synchronous(Algorithm):
             self._slot((head.tree, head.sender)).lost(label_of(head))
         return []
 
-    def _tick(self, now: float) -> list[Effect]:
-        deadline = self.next_deadline()
-        if deadline is None or now < deadline:
-            return []
-        for slot in self._awaited():
-            slot.time_out()
-        return self._advance(now, waited_out=True)
+    def _tick(self, now: float) -> None:
+        if self.phase is Phase.WAITING:
+            for edge in self._awaited():
+                if now >= self._waiting_since + self.patience_s(edge):
+                    self._slot(edge).time_out()
+                    self._slot(edge).lost(self._due)
 
     # --- small things ------------------------------------------------------------------------
 
