@@ -1,0 +1,156 @@
+"""Stacked runs end as runs with one object per peer do, and count the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from peer.outcome import RunOutcome
+from peer.simulator.learning import simulate
+from peer.simulator.stacked_run import StackedSimulation
+from relayswarm.config import RunConfig, parse
+from relayswarm.errors import ConfigError
+
+TEXT = """
+peers = 6
+steps = 24
+[task]
+name = "quadratics"
+options = {dimension = 5}
+[topology]
+graph = "chain"
+"""
+DOUBLE = ('topology.graph="double-binary-trees"', 'topology.tree="double-binary-trees"')
+LOSSES = "faults.drop=0.2"
+
+
+def both(*overrides: str) -> tuple[RunOutcome, RunOutcome, StackedSimulation]:
+    """The run with one object per peer, and stacked."""
+    config = parse(TEXT, overrides)
+    alone = simulate(config, None, lambda _: None)
+    stacked = StackedSimulation(config, None, lambda _: None, stacking="on")
+    return alone, stacked.run(), stacked
+
+
+def assert_same(alone: RunOutcome, stacked: RunOutcome, tolerance: float) -> None:
+    for a, b in zip(alone.peers, stacked.peers, strict=True):
+        counts = ("id", "steps", "messages_sent", "messages_expected", "messages_missed")
+        for name in (*counts, "bytes_sent", "shard", "shard_digest"):
+            assert getattr(a, name) == getattr(b, name)
+        assert a.model is not None
+        assert b.model is not None
+        for name, tensor in a.model.items():
+            torch.testing.assert_close(b.model[name], tensor, rtol=tolerance, atol=tolerance)
+        assert [step for step, _ in a.losses] == [step for step, _ in b.losses]
+        assert [loss for _, loss in b.losses] == pytest.approx([loss for _, loss in a.losses])
+        assert b.metrics == pytest.approx(a.metrics)
+    assert alone.simulation is not None
+    assert stacked.simulation is not None
+    assert set(alone.simulation) == set(stacked.simulation)
+    for name, value in alone.simulation.items():
+        assert stacked.simulation[name] == pytest.approx(value), name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "replays"),
+    [
+        ((), True),
+        (('topology.graph="binary-tree"',), True),
+        (DOUBLE, True),
+        (('algorithm.fallback="counts"',), True),
+        (('algorithm.name="d2"', 'topology.graph="ring"'), True),
+        (('algorithm.name="gradient-tracking"', 'topology.graph="ring"'), True),
+        (('algorithm.name="dpsgd-qgm"', 'topology.graph="ring"'), True),
+        (('algorithm.name="sgp"', "peers=8"), True),
+        (("algorithm.overlap=true",), False),
+        (("algorithm.local_steps=3", "optimizer.relay_lr_correction=true"), True),
+        (("evaluation.every=6", "optimizer.momentum=0.9"), True),
+        ((LOSSES,), False),
+        ((*DOUBLE, LOSSES), False),
+        (('algorithm.name="d2"', LOSSES), False),
+        (('algorithm.name="sgp"', "peers=8", LOSSES), False),
+        ((LOSSES, 'faults.loss="silent"', "steps=8"), False),
+        (("faults.slow={peer-1=2.5}",), False),
+    ],
+    ids=str,
+)
+def test_a_stacked_run_is_the_run_up_to_rounding(
+    overrides: tuple[str, ...], *, replays: bool
+) -> None:
+    alone, together, simulation = both(*overrides)
+    assert simulation.choice.is_stacked
+    assert_same(alone, together, 1e-9)
+    assert (simulation.swarm.replayed > 0) == replays
+
+
+def test_sums_travel_through_the_wire_format() -> None:
+    alone, together, _ = both('transport.wire_format="bfloat16"', "steps=3")
+    assert_same(alone, together, 1e-3)  # a value at the edge of two roundings may take the other
+    exact, _, _ = both("steps=3")
+    assert alone.peers[0].model is not None
+    assert exact.peers[0].model is not None
+    assert not torch.equal(alone.peers[0].model["x"], exact.peers[0].model["x"])
+
+
+def test_a_loss_with_noise_is_trained_peer_by_peer_and_bit_for_bit() -> None:
+    """Random numbers belong to each peer, so only one after another draws them as alone."""
+    alone, together, simulation = both("task.options.gradient_noise=0.5", "peers=3", "steps=4")
+    assert not simulation.choice.is_stacked
+    assert "cannot be stacked" in simulation.choice.reason
+    assert_same(alone, together, 1e-12)
+
+
+def test_shards_smaller_than_a_batch_are_trained_peer_by_peer() -> None:
+    small = ('task.name="digits"', "task.options={}", "data.batch_size=480", "steps=2", "peers=4")
+    alone, together, simulation = both(*small)
+    assert not simulation.choice.is_stacked  # 1,438 samples cannot be cut into four equal parts
+    assert "smaller than a batch" in simulation.choice.reason
+    assert_same(alone, together, 1e-5)
+
+
+def test_digits_with_its_convolutions_and_an_adaptive_optimizer() -> None:
+    adam = ('optimizer.name="adamw"', "optimizer.lr=0.001")
+    few = ('task.name="digits"', "task.options={}", "steps=3", "peers=3")
+    alone, together, simulation = both(*few, *adam)
+    assert simulation.choice.is_stacked
+    for a, b in zip(alone.peers, together.peers, strict=True):
+        assert a.model is not None
+        assert b.model is not None
+        for name, tensor in a.model.items():
+            # adam's step has the size of the rate wherever a gradient is mere rounding
+            torch.testing.assert_close(b.model[name], tensor, rtol=1e-3, atol=1e-3)
+            assert float((b.model[name] - tensor).abs().mean()) < 1e-5
+
+
+def events_of(config: RunConfig, **options: Any) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    simulate(config, None, events.append, **options)
+    return events
+
+
+def test_the_same_events_are_told_and_evaluations_are_equal() -> None:
+    config = parse(TEXT, ["evaluation.every=5"])
+    alone = events_of(config, mean_every=4)
+    together = events_of(config, mean_every=4, stacked="on")
+
+    def place(event: dict[str, Any]) -> tuple[object, ...]:
+        return tuple(str(event.get(key)) for key in ("event", "peer", "step", "models_counted"))
+
+    assert sorted(map(place, alone)) == sorted(map(place, together))
+    measured = [
+        {place(e): e["metrics"] for e in events if "metrics" in e} for events in (alone, together)
+    ]
+    for where, metrics in measured[0].items():
+        assert measured[1][where] == pytest.approx(metrics)
+
+
+def test_deterministic_runs_and_crashes_keep_one_object_per_peer() -> None:
+    for override in ("deterministic=true", 'faults.crash=[{peer="peer-1", at_step=3}]'):
+        config = parse(TEXT, [override])
+        with pytest.raises(ConfigError, match="--stacked"):
+            simulate(config, None, lambda _: None, stacked="on")
+    config = parse(TEXT, ["deterministic=true", "steps=5"])
+    first, second = (events_of(config, stacked=stacked) for stacked in ("off", "auto"))
+    assert [e.get("loss") for e in first] == [e.get("loss") for e in second]
