@@ -23,7 +23,7 @@ $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt $(1) | sed -u -n \
 	-e 's|^Successfully installed.*|  done|p'
 endef
 
-.PHONY: help demo test check lint types imports proto proto-check proto-lint format clean
+.PHONY: help demo test check lint types imports docs proto proto-check proto-lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ types: $(VENV)/.dev ## mypy, strict
 # Without its cache, which does not notice that a module of another file has come or gone.
 imports: $(VENV)/.dev ## import-linter: who may import whom
 	@$(BIN)/lint-imports --no-logo --no-cache
+
+docs: $(VENV)/.dev ## Generate what of the documentation follows from the code
+	@$(BIN)/python tools/generate_config_reference.py
+	@$(BIN)/python tools/generate_tables.py
 
 proto: $(PROTO_VENV)/.proto ## Generate the code of the wire contract
 	@$(PROTO_VENV)/bin/python tools/generate_proto.py

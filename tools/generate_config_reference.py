@@ -136,7 +136,7 @@ def main() -> int:
         return 0
     if TARGET.read_text(encoding="utf-8") == text:
         return 0
-    print(f"{TARGET.name} is stale: run python tools/generate_config_reference.py", file=sys.stderr)
+    print(f"{TARGET.name} is stale: run make docs", file=sys.stderr)
     return 1
 
 

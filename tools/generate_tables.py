@@ -165,7 +165,7 @@ def main() -> int:
     stale = [path for path in (DOCS / name for name in FILES) if _is_stale(path)]
     for path in stale:
         if check:
-            print(f"{path.name} is stale: run python tools/generate_tables.py", file=sys.stderr)
+            print(f"{path.name} is stale: run make docs", file=sys.stderr)
         else:
             path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
     return 1 if check and stale else 0

@@ -228,7 +228,7 @@ def tables(root: Path) -> ModuleType:
 
 
 def test_tables_are_fresh(tables: ModuleType) -> None:
-    remedy = "stale: run .venv/bin/python tools/generate_tables.py"
+    remedy = "stale: run make docs"
     for name in tables.FILES:
         text = (tables.DOCS / name).read_text(encoding="utf-8")
         assert tables.filled(text) == text, f"{name} is {remedy}"

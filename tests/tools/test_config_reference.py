@@ -26,7 +26,7 @@ def tool() -> ModuleType:
 
 
 def test_the_committed_reference_is_fresh(tool: ModuleType) -> None:
-    remedy = "stale: run .venv/bin/python tools/generate_config_reference.py"
+    remedy = "stale: run make docs"
     assert tool.TARGET.read_text(encoding="utf-8") == tool.reference(), remedy
 
 
