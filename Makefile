@@ -32,7 +32,7 @@ demo: $(VENV)/.runtime ## Eight peers learn digits on this machine; report in re
 	@$(BIN)/relayswarm up examples/demo.toml --report reports/demo $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests (ARGS='-k relay -x' goes to pytest)
-	@$(BIN)/python -m pytest -q --durations=10 --durations-min=1 $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10 --durations-min=1 $(ARGS)
 
 check: lint types imports proto-check proto-lint ## Everything that needs no run of the code
 	@echo "check: all passed"
