@@ -7,7 +7,7 @@ import difflib
 from typing import Any
 
 from peer.algorithms import ALGORITHMS, build
-from peer.algorithms.core import Algorithm, Run
+from peer.algorithms.core import Algorithm, OptionError, Run
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError
 
@@ -15,8 +15,8 @@ NOT_OPTIONS = {"name", "local_steps", "options"}
 
 
 def check_algorithm(config: RunConfig) -> None:
-    """Raise ConfigError if the algorithm or one of its options is unknown."""
-    algorithm_options(config)
+    """Raise ConfigError if the algorithm or one of its options is unknown or unusable."""
+    build_algorithm(config)
 
 
 def algorithm_options(config: RunConfig) -> dict[str, Any]:
@@ -48,5 +48,10 @@ def build_algorithm(config: RunConfig, start_step: int = 0) -> Algorithm:
         deadline_s=config.transport.deadline_s,
         seed=config.seed,
         start_step=start_step,
+        local_steps=config.algorithm.local_steps,
     )
-    return build(config.algorithm.name, algorithm_options(config), run)
+    try:
+        return build(config.algorithm.name, algorithm_options(config), run)
+    except OptionError as error:
+        option = f"algorithm.options.{error.option}"
+        raise ConfigError(option, error.value, error.problem, error.remedy) from error

@@ -57,8 +57,8 @@ def simulate(
     """Run the swarm of `config` to its end; `progress` gets the events that processes announce.
 
     Every `mean_every` steps (0: never) it also gets `mean_model`, the metrics of the mean of the
-    models, once all peers have done the step. `stacked` says whether the peers' vectors live in one
-    tensor: much faster, but equal only up to rounding (`auto`: where that is possible). Raises
+    models, once all peers have done the step. `stacked` (on, off, auto) says whether the peers'
+    vectors live in one tensor, on `device`: much faster, but equal only up to rounding. Raises
     ConfigError and DataError as the daemons do.
     """
     from peer.simulator import stacked_run  # it builds on this module
@@ -82,11 +82,13 @@ class LearningBody:
 
     def train(self, effect: Train) -> Coef:
         momentum = self.vectors[effect.momentum.name] if effect.momentum else None
-        self.result = self.trainer.train(effect.step, effect.lr_scale, momentum)
+        trainer = self.trainer
+        self.result = trainer.train(effect.step, effect.lr_scale, momentum, effect.local_steps)
         return self.result.lr
 
-    def duration_s(self, effect: Train) -> float:  # noqa: ARG002
-        return LOCAL_STEP_S * self.trainer.config.algorithm.local_steps * self._slow_down
+    def duration_s(self, effect: Train) -> float:
+        varied, usual = effect.local_steps, self.trainer.config.algorithm.local_steps
+        return LOCAL_STEP_S * (usual if varied is None else len(varied)) * self._slow_down
 
     def payload(self, outgoing: Outgoing) -> tuple[Tensor, ...]:
         sections = range(outgoing.sections)

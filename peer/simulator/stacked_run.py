@@ -38,8 +38,9 @@ STEP_EVENTS = 50_000
 """Events of single steps beyond which only every k-th step is told, and the last."""
 
 
+
 def is_wanted(config: RunConfig, stacking: Stacking) -> bool:
-    """Whether a run's peers are to be stacked: `auto` is wherever they can be.
+    """Whether a run's peers are to be stacked; `auto` is wherever they can be.
 
     Raises ConfigError if they must be and cannot.
     """
@@ -54,6 +55,8 @@ def _obstacle(config: RunConfig) -> str | None:
         return "deterministic = true asks for bits that stacked sums do not give"
     if config.faults.crash:
         return "peers that crash and rejoin cannot be stacked"
+    if {"geometric", "script"} & config.algorithm.options.keys():
+        return "a number of local steps that varies cannot be stacked"
     return None
 
 

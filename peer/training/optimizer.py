@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from peer.training.schedule import Schedule
-from relayswarm.config import OptimizerConfig
+from relayswarm.config import OptimizerConfig, RunConfig
 from relayswarm.errors import ConfigError
 from relayswarm.task import validate_options
 
@@ -67,6 +67,16 @@ def resolve(config: OptimizerConfig, defaults: Mapping[str, Any]) -> OptimizerSe
     )
     _check(settings, explicit)
     return settings
+
+
+def of_run(config: RunConfig, defaults: Mapping[str, Any]) -> OptimizerSettings:
+    """The optimizer of a run. The `algorithm.momentum` of d2 (RelaySGD paper, Algorithm 2, lines 3
+    and 4) is Nesterov momentum of its local steps. Raises ConfigError as `resolve` does."""
+    method, optimizer = config.algorithm, config.optimizer
+    if method.name == "d2" and method.momentum is not None:
+        settings = {"momentum": method.momentum, "nesterov": method.momentum > 0}
+        optimizer = optimizer.model_copy(update=settings)
+    return resolve(optimizer, defaults)
 
 
 def build(settings: OptimizerSettings, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:

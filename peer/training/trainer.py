@@ -78,7 +78,7 @@ class Trainer:
             make_deterministic()
         self.task, self.config, self.site = task, config, site
         self.device = _usable_device(device)
-        self.settings = optimizers.resolve(config.optimizer, task.optimizer_defaults())
+        self.settings = optimizers.of_run(config, task.optimizer_defaults())
         with self._random_state("model"):
             module = task.model()
         self.flat = FlatModel(module.to(self.device))
@@ -106,9 +106,17 @@ class Trainer:
             settings.lr, settings.schedule, step, config.steps, settings.warmup_steps
         )
 
-    def train(self, step: int, lr_scale: Any = 1, momentum: Tensor | None = None) -> TrainResult:
+    def train(
+        self,
+        step: int,
+        lr_scale: Any = 1,
+        momentum: Tensor | None = None,
+        local_steps: range | None = None,
+    ) -> TrainResult:
         """Take the local steps of `step` on the live vector; `lr_scale` multiplies the rate.
 
+        `local_steps` are their numbers, counted over the whole run, which decide on the samples;
+        None means the run's own number of them, before which every step had as many.
         `momentum` (laid out like the vector) takes the place of the optimizer's own momentum as
         quasi-global momentum, and is not changed; the optimizer must be sgd then. Raises
         ConfigError if it is not, if the model's tensors are no longer views into the vector, or
@@ -118,8 +126,9 @@ class Trainer:
         self.flat.check_views()
         lr = self.lr(step) * float(lr_scale)
         count = self.config.algorithm.local_steps
+        draws = local_steps or range(step * count, (step + 1) * count)
         with self._random:
-            losses = [self._local_step(step * count + k, lr, momentum) for k in range(count)]
+            losses = [self._local_step(draw, lr, momentum) for draw in draws]
         loss = float(torch.stack(losses).double().mean())
         seconds = time.perf_counter() - started
         return TrainResult(loss if math.isfinite(loss) else math.nan, lr, seconds)

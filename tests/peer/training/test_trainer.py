@@ -80,6 +80,15 @@ class TestTrain:
         assert torch.equal(one.flat.vector, three.flat.vector)
         assert result.lr == one.lr(0)
 
+    def test_takes_other_local_steps_if_told(self, rig) -> None:
+        """Their numbers, counted over the run, decide on the samples."""
+        usual, told = rig.trainer("algorithm.local_steps=2"), rig.trainer("algorithm.local_steps=2")
+        for step in range(2):
+            usual.train(step)
+        told.train(0, local_steps=range(3))
+        told.train(1, local_steps=range(3, 4))
+        assert torch.equal(usual.flat.vector, told.flat.vector)
+
     def test_starts_from_what_is_in_the_vector(self) -> None:
         """On a quadratic the step is known: x - lr 2 A^T (A x + b)."""
         trainer = quadratic("optimizer.lr=0.25")
@@ -155,6 +164,20 @@ class TestMomentum:
         trainer.train(0, momentum=torch.ones(10, dtype=torch.float64))
         plain.train(0)
         assert torch.allclose(trainer.flat.vector, plain.flat.vector, rtol=1e-14)
+
+    def test_of_d2_is_nesterov_momentum(self) -> None:
+        """Algorithm 2: m <- a m + g, u = -lr (g + a m)."""
+        rate = "optimizer.lr=0.25"
+        trainer = quadratic(rate, "algorithm.name=d2", "algorithm.momentum=0.5")
+        a, b = trainer.data.batch(torch.arange(1))
+        x = m = torch.zeros(10, dtype=torch.float64)
+        for step in range(3):
+            trainer.train(step)
+            g = 2 * a.T @ (a @ x + b)
+            m = 0.5 * m + g
+            x = x - 0.25 * (g + 0.5 * m)
+        assert torch.allclose(trainer.flat.vector, x, rtol=1e-13)
+        assert quadratic(rate, "algorithm.name=d2", "algorithm.momentum=0").settings.momentum == 0
 
     def test_is_refused_with_another_optimizer(self) -> None:
         trainer = quadratic("optimizer.name=adam")
