@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -112,6 +112,7 @@ class Daemon:
         self._successor: _Successor | None = None  # takes over between steps; under the guard
         self._events: queue.SimpleQueue[Event | _Call] = queue.SimpleQueue()
         self._training = ThreadPoolExecutor(1, thread_name_prefix="training")
+        self._hurry = threading.Event()  # a straggler on purpose may stop waiting
         self._busy = False  # the live vector belongs to the training thread
         self._readers: list[Future[Snapshot]] = []  # who waits for a model; under the guard
         self._closed = False  # the core loop has ended; under the guard
@@ -169,6 +170,7 @@ class Daemon:
 
     def close(self) -> None:
         """Let the local steps under way come to their end."""
+        self._hurry.set()
         self._training.shutdown(wait=True, cancel_futures=True)
         self._busy = False
         with self._guard:
@@ -279,9 +281,19 @@ class Daemon:
         every = self.trainer.config.evaluation.every
         due = every and effect.step % every == 0 and effect.step > 0
         evaluation = self.evaluate(effect.step) if due else None
-        result = self.trainer.train(effect.step, effect.lr_scale, momentum)
+        result = self._dawdle(self._take_steps(effect, momentum))
         self.steps_done = effect.step + 1
         return Trial(result, evaluation)
+
+    def _take_steps(self, effect: Train, momentum: Tensor | None) -> TrainResult:
+        return self.trainer.train(effect.step, effect.lr_scale, momentum, effect.local_steps)
+
+    def _dawdle(self, result: TrainResult) -> TrainResult:
+        """Take as much longer as the fault plan says."""
+        slow_down = self.trainer.config.faults.slow.get(self.peer, 1.0)
+        if slow_down > 1 and not self._hurry.wait((slow_down - 1) * result.seconds):
+            return replace(result, seconds=slow_down * result.seconds)
+        return result
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Measure the live model; in the training thread, or once training is over."""

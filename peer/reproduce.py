@@ -155,8 +155,13 @@ def _rerun(
     """As it was run then: simulated, or as processes; with baselines if there were any."""
     from peer.localswarm import session
 
+    stacked = report.get("simulation", {}).get("stacked", False)
     options = session.SessionOptions(
-        place, device, data_dir, baseline=report.get("baseline") is not None
+        place,
+        device,
+        data_dir,
+        baseline=report.get("baseline") is not None,
+        stacked="on" if stacked else "off",
     )
     simulated = manifest.get("engine") == "simulator"
     run: Callable[..., ExitCode] = session.simulate if simulated else session.up

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -44,6 +44,9 @@ from peer.views import peer_ids
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError, ExitCode
 
+if TYPE_CHECKING:
+    from peer.simulator.stacked_training import Stacking
+
 
 @dataclass(frozen=True)
 class SessionOptions:
@@ -54,6 +57,7 @@ class SessionOptions:
     data_dir: Path | None = None
     as_json: bool = False
     baseline: bool = True
+    stacked: Stacking = "off"  # of a simulation
 
 
 def check(config: RunConfig, options: SessionOptions) -> Trainer:
@@ -114,6 +118,7 @@ def up(config: RunConfig, options: SessionOptions, commands: Commands | None = N
 def simulate(config: RunConfig, options: SessionOptions) -> ExitCode:
     """Run the simulator in place of processes, and report as `up` does."""
     from peer.simulator.learning import simulate as run_simulation
+    from peer.simulator.stacked_run import is_wanted
 
     first = check(config, options)
     prepare_directory(options.report)
@@ -124,8 +129,11 @@ def simulate(config: RunConfig, options: SessionOptions) -> ExitCode:
             progress.observe(event)
             display.event(event)
 
+        stacked = is_wanted(config, options.stacked)
         with fitting_threads(first):
-            outcome = run_simulation(config, options.data_dir, show)
+            how: Stacking = "on" if stacked else "off"
+            outcome = run_simulation(config, options.data_dir, show, stacked=how)
+        outcome = outcome.simulated({**(outcome.simulation or {}), "stacked": stacked})
         was_interrupted = _report(outcome, options, first, display)
     return ExitCode.INTERRUPTED if was_interrupted else ExitCode.DONE
 

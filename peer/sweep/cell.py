@@ -13,6 +13,7 @@ import torch
 from peer.baseline import evaluate_mean, first_trainer
 from peer.outcome import Metrics, RunOutcome, mean, worst
 from peer.simulator.learning import simulate
+from peer.simulator.stacked_training import Stacking
 from peer.sweep.grid import Cell
 from relayswarm.config import RunConfig
 
@@ -31,6 +32,7 @@ class Job:
     data_dir: Path | None = None
     target: float | None = None
     tuning: Mapping[str, Any] | None = None
+    stacked: Stacking = "auto"
 
     @property
     def key(self) -> str:
@@ -51,7 +53,7 @@ def run_cell(job: Job) -> Row:
     """Simulate the cell; its row of the table. Raises ConfigError and DataError."""
     cell, config = job.cell, job.cell.config
     started = time.perf_counter()
-    result = run(config, job.data_dir, job.target)
+    result = run(config, job.data_dir, job.target, job.stacked)
     row: Row = {**cell.axes, "seed": config.seed}
     row |= {"algorithm": config.algorithm.name, "graph": config.topology.graph}
     row |= {"tree": config.topology.tree, "task": config.task.name, "peers": config.peers}
@@ -64,7 +66,12 @@ def run_cell(job: Job) -> Row:
     return row | {"wall_seconds": round(time.perf_counter() - started, 3)}
 
 
-def run(config: RunConfig, data_dir: Path | None, target: float | None = None) -> Result:
+def run(
+    config: RunConfig,
+    data_dir: Path | None,
+    target: float | None = None,
+    stacked: Stacking = "auto",
+) -> Result:
     """Simulate in this process, with a single thread."""
     torch.set_num_threads(1)
     above = 0  # steps after which the mean was last seen above the target
@@ -75,7 +82,8 @@ def run(config: RunConfig, data_dir: Path | None, target: float | None = None) -
             value = event["metrics"].get(TARGET_METRIC)
             above = above if value is not None and value <= target else event["step"]
 
-    outcome = simulate(config, data_dir, watch, mean_every=0 if target is None else 1)
+    every = 0 if target is None else 1
+    outcome = simulate(config, data_dir, watch, mean_every=every, stacked=stacked)
     models = [peer.model for peer in outcome.peers if peer.model is not None]
     consensus = evaluate_mean(first_trainer(config, data_dir, "cpu"), models) if models else {}
     reached = target is not None and above < config.steps and bool(models)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias, cast
 
 import typer
 from rich.console import Console
@@ -33,6 +33,10 @@ from peer.commands import (
     resolve,
 )
 from relayswarm.config import RunConfig
+from relayswarm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peer.simulator.stacked_training import Stacking
 
 Axes: TypeAlias = Annotated[
     list[str] | None,
@@ -58,6 +62,14 @@ Budgets: TypeAlias = Annotated[
         "--budget",
         metavar="NAME=NUMBER",
         help="Refuse what needs more: models_per_step, message_rounds_per_step. Repeatable.",
+    ),
+]
+Stacked: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|on|off",
+        help="All peers' models in one tensor: faster, the same up to rounding.",
+        show_default="auto in a sweep, else off",
     ),
 ]
 Tune: TypeAlias = Annotated[
@@ -92,6 +104,7 @@ def simulate(
     budget: Budgets = None,
     tune: Tune = False,
     target: Target = None,
+    stacked: Stacked = None,
 ) -> None:
     """Run a swarm on a virtual clock and network, and report as `up` does.
 
@@ -102,9 +115,11 @@ def simulate(
     flags = {**given, "steps": steps, "alpha": alpha, "seed": seed}
     overrides = [*(set_ or []), *flag_overrides(flags)]
     resolved = resolve(config, overrides, {})
+    how = _stacking(stacked)
     if axes or seeds or tune or target is not None:
         place = output or Path("sweeps") / resolved.run_id
-        numbers = {"jobs": jobs or _cores(), "tune": tune, "target": target}
+        numbers: dict[str, Any] = {"jobs": jobs or _cores(), "tune": tune, "target": target}
+        numbers["stacked"] = how or "auto"
         _sweep(
             config,
             overrides,
@@ -119,8 +134,14 @@ def simulate(
 
     _refuse_over_budget(resolved, budget or [])
     place = report or Path("reports") / resolved.run_id
-    options = session.SessionOptions(place, device, data_dir, as_json, baseline)
+    options = session.SessionOptions(place, device, data_dir, as_json, baseline, how or "off")
     raise typer.Exit(session.simulate(resolved, options))
+
+
+def _stacking(given: str | None) -> Stacking | None:
+    if given in ("auto", "on", "off", None):
+        return cast("Stacking | None", given)
+    raise ConfigError("--stacked", given, "unknown", "say auto, on or off")
 
 
 def _refuse_over_budget(config: RunConfig, budgets: Sequence[str]) -> None:

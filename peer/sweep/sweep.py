@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peer.manifest import hardware, versions
+from peer.simulator.stacked_training import Stacking
 from peer.sweep.budget import check_budgets
 from peer.sweep.cell import Job, Row, run_cell
 from peer.sweep.engine import Engine, check_engine, run_all
@@ -32,6 +33,7 @@ class Options:
     budgets: dict[str, float] | None = None
     tune: bool = False
     target: float | None = None
+    stacked: Stacking = "auto"
 
 
 def sweep(
@@ -61,7 +63,8 @@ def sweep(
 
 def _jobs(cells: Sequence[Cell], options: Options, store: Store, notice: Notice) -> list[Job]:
     if not options.tune:
-        return [Job(cell, options.data_dir, options.target) for cell in cells]
+        plain = Job(cells[0], options.data_dir, options.target, None, options.stacked)
+        return [replace(plain, cell=cell) for cell in cells]
     found = _tuned(cells, options, store, notice)
     target = options.target or TARGET
     jobs = []
@@ -69,7 +72,8 @@ def _jobs(cells: Sequence[Cell], options: Options, store: Store, notice: Notice)
         tuning = found[cell.combination]
         tuned = replace(cell, config=with_rate(cell.config, tuning["rate"]))
         follows = target if tuning["procedure"] == "bisection" else None
-        jobs.append(Job(tuned, options.data_dir, follows, row_columns(tuning)))
+        columns = row_columns(tuning)
+        jobs.append(Job(tuned, options.data_dir, follows, columns, options.stacked))
     return jobs
 
 
@@ -79,7 +83,7 @@ def _tuned(
     """For each combination what its tuning found."""
     first: dict[str, TuningJob] = {}
     for cell in cells:
-        job = TuningJob(cell, options.data_dir, options.target or TARGET)
+        job = TuningJob(cell, options.data_dir, options.target or TARGET, options.stacked)
         first.setdefault(cell.combination, job)
     found = {name: store.find(TUNED, each.key) for name, each in first.items()}
     missing = [job for name, job in first.items() if found[name] is None]

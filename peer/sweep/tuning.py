@@ -18,6 +18,7 @@ from coordinator.graph_files import read_graph
 from coordinator.views import FILE, lay_out
 from peer.baseline import Baseline, first_trainer, has_full_gradients, train_centralized
 from peer.outcome import Metrics, headline, higher_is_better, mean
+from peer.simulator.stacked_training import Stacking
 from peer.sweep.cell import Result, base_rate, run
 from peer.sweep.grid import Cell
 from peer.sweep.search import DIVERGED, Score, Tried, bisect, halve_until_all_converge, sandwich
@@ -38,6 +39,7 @@ class TuningJob:
     cell: Cell
     data_dir: Path | None = None
     target: float = TARGET
+    stacked: Stacking = "auto"
 
     @property
     def key(self) -> str:
@@ -49,7 +51,7 @@ def tune(job: TuningJob) -> dict[str, Any]:
     """The rate, the procedure, and every run on the way, as JSON values."""
     config = job.cell.config
     first = first_trainer(config, job.data_dir, "cpu")
-    search = _Search(config, job.data_dir, job.target)
+    search = _Search(config, job.data_dir, job.target, job.stacked)
     start = base_rate(config, job.data_dir)
     found: dict[str, Any]
     if has_full_gradients(first):
@@ -66,6 +68,7 @@ class _Search:
     config: RunConfig
     data_dir: Path | None
     target: float
+    stacked: Stacking
     trials: list[dict[str, Any]] = field(default_factory=list)
 
     def bisection(self, start: float) -> float:
@@ -109,7 +112,8 @@ class _Search:
 
     def _try(self, rate: float, seed: int, worth: Callable[[Result], Score]) -> Score:
         config = with_rate(self.config, rate).model_copy(update={"seed": seed})
-        result = run(config, self.data_dir, self.target if worth == self._speed else None)
+        target = self.target if worth == self._speed else None
+        result = run(config, self.data_dir, target, self.stacked)
         converged = all(_converged(peer.losses, peer.metrics) for peer in result.outcome.peers)
         converged = converged and len(result.outcome.peers) > 0
         score = worth(result) if converged else DIVERGED

@@ -1,0 +1,72 @@
+"""`relayswarm simulate` as it is typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from peer.cli import build_app
+
+SMALL = [
+    "--task=quadratics", "--peers=4", "--steps=10", "--graph=chain",
+    "--set", "task.options={dimension = 3}",
+]  # fmt: skip
+
+
+@pytest.fixture
+def simulate() -> Callable[..., Result]:
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(build_app("simulate"), ["simulate", *SMALL, *arguments])
+
+    return run
+
+
+def test_a_sweep_says_what_it_did_and_where_it_is(simulate, tmp_path: Path) -> None:
+    ended = simulate(
+        "--sweep=algorithm=relaysgd,d2", "--seeds=2", "--jobs=1", f"--output={tmp_path}"
+    )
+    assert ended.exit_code == 0, ended.output
+    assert "run 4 of 4: algorithm=d2, seed 1" in ended.output
+    assert "4 rows" in ended.output
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 5
+
+
+def test_a_sweep_for_programs(simulate, tmp_path: Path) -> None:
+    ended = simulate("--seeds=2", "--jobs=1", f"--output={tmp_path}", "--json")
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["run", "run", "finished"]
+    assert events[1] == {"event": "run", "name": "the run, seed 1", "done": 2, "total": 2}
+
+
+def test_one_run_gives_a_report_with_what_it_cost(simulate, tmp_path: Path) -> None:
+    ended = simulate(f"--report={tmp_path}", "--no-baseline")
+    assert ended.exit_code == 0, ended.output
+    cost = json.loads((tmp_path / "report.json").read_text())["simulation"]
+    assert cost["gradient_evaluations"] == 40
+    assert cost["stacked"] is False
+    assert "40 gradient evaluations" in ended.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--budget=models_per_step=1"], "the run needs 2 models per step"),
+        (["--budget=speed=1"], "not of the form NAME=NUMBER"),
+        (["--sweep=algorithm=relaysgd,relaygd"], "did you mean 'relaysgd'"),
+        (["--sweep=graph=ring", "--engine=slurm"], "known: local, ray"),
+        (["--stacked=maybe"], "say auto, on or off"),
+        (["--set=faults.slow={peer-7 = 2}", "--seeds=1"], "no peer of this run"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line_before_anything_is_written(
+    simulate, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    ended = simulate(f"--report={tmp_path / 'r'}", f"--output={tmp_path / 's'}", *arguments)
+    assert ended.exit_code == 2
+    assert words in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
