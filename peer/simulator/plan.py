@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from peer.algorithms.core import Averaged, Coef
+from peer.algorithms.core import Averaged, Coef, Train
 
 MULTIPLES = 4  # rows of messages alternate, so plans repeat after a small multiple of the period
 
@@ -49,12 +49,14 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Local steps of one peer; `momentum` is the row of quasi-global momentum, if there is one."""
+    """Local steps of one peer; `momentum` is the row of quasi-global momentum, if there is one,
+    `local_steps` their numbers over the run where they vary."""
 
     peer: int
     step: int
     lr_scale: Coef
     momentum: int | None
+    local_steps: range | None = None
 
 
 @dataclass(slots=True)
@@ -84,8 +86,8 @@ class Plan:
             and self._averaged() == other._averaged()
         )
 
-    def _trainings(self) -> list[tuple[int, int, Coef, int | None]]:
-        return [(t.peer, t.step - self.base, t.lr_scale, t.momentum) for t in self.trainings]
+    def _trainings(self) -> list[Training]:
+        return [replace(t, step=t.step - self.base) for t in self.trainings]
 
     def _averaged(self) -> list[tuple[object, ...]]:
         """Without `waited_s`, the difference of two growing clocks, which rounds."""
@@ -195,15 +197,18 @@ class Recorder:
     def row(self, register: str, peer: int) -> int:
         return self._start[register] + peer
 
-    def train(self, peer: int, step: int, lr_scale: Coef, momentum: str | None) -> None:
+    def train(self, peer: int, effect: Train) -> None:
         """A peer trains; if anything of this segment depends on what it held, a new one begins."""
+        momentum = effect.momentum.name if effect.momentum else None
         row = None if momentum is None else self.row(momentum, peer)
         needed = [peer] if row is None else [peer, row]  # the live register's row is the peer's
         is_bound = any(part.touched(r) for part in self.parts for r in needed)
         if peer in self._trained or is_bound:
             self.close()
         self._trained.add(peer)
-        self._trainings.append(Training(peer, step, lr_scale, row))
+        self._trainings.append(
+            Training(peer, effect.step, effect.lr_scale, row, effect.local_steps)
+        )
 
     def averaged(self, peer: int, effect: Averaged) -> None:
         self._averaged.append((peer, effect))

@@ -43,6 +43,7 @@ class Group:
     chosen: Tensor | None
     ahead: int  # of the plan's base
     lr_scale: float
+    local_steps: range | None
     momenta: Tensor | None
 
 
@@ -61,10 +62,10 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Bodies:
-    """The schedule's rate of a step, and how long each peer's steps take in virtual seconds."""
+    """The schedule's rate of a step, and each peer's virtual seconds for an optimizer step."""
 
     rate: Callable[[int], float]
-    step_s: Sequence[float]
+    local_step_s: Sequence[float]
 
 
 def _nothing(*told: object) -> None:
@@ -98,7 +99,7 @@ class StackedSwarm:
         self._world, self._meter = world, meter
         self._total_steps = config.steps
         self._is_disturbed = config.faults != FaultsConfig(loss=config.faults.loss)
-        self._step_s = max(bodies.step_s)
+        self._step_s = max(bodies.local_step_s) * config.algorithm.local_steps
         self._history = History(len(views))
         self._recent: dict[int, Compiled] = {}  # by the step of the plan
         self._counted = meter.counts()
@@ -161,7 +162,8 @@ class StackedSwarm:
                 self._recorder,
                 k,
                 bodies.rate,
-                bodies.step_s[k],
+                bodies.local_step_s[k],
+                config.algorithm.local_steps,
                 partial(self._meter.trained, view.me),
             )
             node = self._world.add(view.me, algorithm, body)
@@ -205,13 +207,15 @@ class StackedSwarm:
 
     def _groups(self, plan: Plan) -> list[Group]:
         """Trainings that can be done in one call, in ascending order of peers."""
-        together: dict[tuple[int, float], list[Training]] = {}
+        together: dict[tuple[int, float, range | None], list[Training]] = {}
         for training in plan.trainings:
-            key = (training.step - plan.base, float(training.lr_scale))
+            key = (training.step - plan.base, float(training.lr_scale), training.local_steps)
             together.setdefault(key, []).append(training)
         return [self._group(*key, members) for key, members in together.items()]
 
-    def _group(self, ahead: int, lr_scale: float, members: Sequence[Training]) -> Group:
+    def _group(
+        self, ahead: int, lr_scale: float, local_steps: range | None, members: Sequence[Training]
+    ) -> Group:
         peers = [training.peer for training in members]
         momenta = [training.momentum for training in members if training.momentum is not None]
         device = self.table.device
@@ -220,6 +224,7 @@ class StackedSwarm:
             chosen=None if len(peers) == len(self._views) else torch.tensor(peers, device=device),
             ahead=ahead,
             lr_scale=lr_scale,
+            local_steps=local_steps,
             momenta=torch.tensor(momenta, device=device) if momenta else None,
         )
 
@@ -235,7 +240,9 @@ class StackedSwarm:
         self.before_training(group.peers, step)
         models = self.table.models(group.chosen)
         momenta = None if group.momenta is None else self.table.rows(group.momenta)
-        losses = self._steps.train(group.peers, step, group.lr_scale, models, momenta)
+        losses = self._steps.train(
+            group.peers, step, group.lr_scale, models, momenta, group.local_steps
+        )
         self.table.put_models(group.chosen, models)
         self.losses.update(zip(group.peers, losses, strict=True))
 

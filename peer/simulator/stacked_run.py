@@ -38,7 +38,6 @@ STEP_EVENTS = 50_000
 """Events of single steps beyond which only every k-th step is told, and the last."""
 
 
-
 def is_wanted(config: RunConfig, stacking: Stacking) -> bool:
     """Whether a run's peers are to be stacked; `auto` is wherever they can be.
 
@@ -114,8 +113,8 @@ class StackedSimulation:
             reachable=lambda a, b: not plan.parted(world.now, a, b),
             traffic=self._meter,
         )
-        step_s = LOCAL_STEP_S * config.algorithm.local_steps
-        bodies = Bodies(first.lr, [step_s * plan.slow_down(peer) for peer in self._members])
+        seconds = [LOCAL_STEP_S * plan.slow_down(peer) for peer in self._members]
+        bodies = Bodies(first.lr, seconds)
         views = list(views_of(self._layout, correct_lr=config.optimizer.relay_lr_correction))
         roles = list(build_algorithm(config).registers.values())
         end = first.flat.parameters_end

@@ -52,10 +52,12 @@ class LocalSteps(Protocol):
         lr_scale: float,
         models: Tensor,
         momenta: Tensor | None = None,
+        local_steps: range | None = None,
     ) -> list[float]:
         """Take the local steps of `step`, in place; returns the losses (nan if not finite).
 
         `models` and `momenta` (quasi-global) have shape (len(peers), d). `peers` is ascending.
+        `local_steps` are as in `Trainer.train`.
         """
 
     def evaluate(self, peer: int, model: Tensor) -> dict[str, Measured]:
@@ -81,12 +83,13 @@ class OneByOne:
         lr_scale: float,
         models: Tensor,
         momenta: Tensor | None = None,
+        local_steps: range | None = None,
     ) -> list[float]:
         losses = []
         for k, peer in enumerate(peers):
             trainer = self._holding(peer, models[k])
             momentum = None if momenta is None else momenta[k]
-            losses.append(trainer.train(step, lr_scale, momentum).loss)
+            losses.append(trainer.train(step, lr_scale, momentum, local_steps).loss)
             models[k] = trainer.flat.vector
         return losses
 
@@ -130,14 +133,16 @@ class Stacked:
         lr_scale: float,
         models: Tensor,
         momenta: Tensor | None = None,
+        local_steps: range | None = None,
     ) -> list[float]:
         config = self._template.config
         count = config.algorithm.local_steps
         lr = self._template.lr(step) * lr_scale
         chosen = None if len(peers) == len(self._sites) else torch.tensor(peers)
         total = torch.zeros(len(peers), dtype=torch.float64, device=models.device)
-        for k in range(count):
-            batch = self._data.batch(peers, chosen, step * count + k)
+        draws = local_steps or range(step * count, (step + 1) * count)
+        for draw in draws:
+            batch = self._data.batch(peers, chosen, draw)
             gradients, losses = self._gradients(models, batch)
             if momenta is None:
                 self._optimizer.step(models, gradients, lr, chosen)
@@ -146,7 +151,7 @@ class Stacked:
                 beta = QUASI_GLOBAL_MOMENTUM if beta is None else beta
                 self._optimizer.quasi_global_step(models, gradients, lr, momenta, beta)
             total += losses
-        mean = total / count
+        mean = total / len(draws)
         losses_of: list[float] = mean.masked_fill(~mean.isfinite(), math.nan).tolist()
         return losses_of
 

@@ -78,8 +78,11 @@ class SymbolicVectors:
 
 
 class SymbolicBody:
-    """A simulated peer without a model: `world.Body`. `rate` gives the schedule's rate of a step;
-    `on_train` hears of every training once what came before it is complete."""
+    """A simulated peer without a model: `world.Body`.
+
+    `rate` gives the schedule's rate of a step, `local_step_s` the virtual seconds of one of
+    `local_steps`; `on_train` hears of every training once what came before it is complete.
+    """
 
     def __init__(
         self,
@@ -87,24 +90,26 @@ class SymbolicBody:
         recorder: Recorder,
         peer: int,
         rate: Callable[[int], float],
-        step_s: float,
+        local_step_s: float,
+        local_steps: int,
         on_train: Callable[[], None],
     ) -> None:
         self.vectors = vectors
         self._recorder = recorder
         self._peer = peer
         self._rate = rate
-        self._step_s = step_s
+        self._local_step_s = local_step_s
+        self._local_steps = local_steps
         self._on_train = on_train
 
     def train(self, effect: Train) -> Coef:
-        momentum = effect.momentum.name if effect.momentum else None
-        self._recorder.train(self._peer, effect.step, effect.lr_scale, momentum)
+        self._recorder.train(self._peer, effect)
         self._on_train()
         return self._rate(effect.step) * float(effect.lr_scale)
 
-    def duration_s(self, effect: Train) -> float:  # noqa: ARG002
-        return self._step_s
+    def duration_s(self, effect: Train) -> float:
+        varied = effect.local_steps
+        return self._local_step_s * (self._local_steps if varied is None else len(varied))
 
     def payload(self, outgoing: tuple[Symbol, ...]) -> tuple[Symbol, ...]:
         return outgoing

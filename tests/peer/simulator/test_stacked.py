@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from peer.outcome import RunOutcome
+from peer.simulator import stacked_run
 from peer.simulator.learning import simulate
-from peer.simulator.stacked_run import StackedSimulation
+from peer.simulator.stacked_run import StackedSimulation, is_wanted
 from relayswarm.config import RunConfig, parse
 from relayswarm.errors import ConfigError
 
@@ -73,6 +74,8 @@ def assert_same(alone: RunOutcome, stacked: RunOutcome, tolerance: float) -> Non
         (('algorithm.name="sgp"', "peers=8", LOSSES), False),
         ((LOSSES, 'faults.loss="silent"', "steps=8"), False),
         (("faults.slow={peer-1=2.5}",), False),
+        (('algorithm.name="swarmsgd"', "algorithm.local_steps=2", "steps=8"), False),
+        (('algorithm.name="swarmsgd"', "algorithm.blocking=true", "steps=8"), False),
     ],
     ids=str,
 )
@@ -146,11 +149,24 @@ def test_the_same_events_are_told_and_evaluations_are_equal() -> None:
         assert measured[1][where] == pytest.approx(metrics)
 
 
-def test_deterministic_runs_and_crashes_keep_one_object_per_peer() -> None:
-    for override in ("deterministic=true", 'faults.crash=[{peer="peer-1", at_step=3}]'):
-        config = parse(TEXT, [override])
-        with pytest.raises(ConfigError, match="--stacked"):
-            simulate(config, None, lambda _: None, stacked="on")
-    config = parse(TEXT, ["deterministic=true", "steps=5"])
-    first, second = (events_of(config, stacked=stacked) for stacked in ("off", "auto"))
-    assert [e.get("loss") for e in first] == [e.get("loss") for e in second]
+@pytest.mark.parametrize(
+    "override", ["deterministic=true", 'faults.crash=[{peer="peer-1", at_step=3}]']
+)
+def test_what_cannot_be_stacked_keeps_one_object_per_peer(override: str) -> None:
+    config = parse(TEXT, [override])
+    assert not is_wanted(config, "auto")
+    with pytest.raises(ConfigError, match="--stacked"):
+        simulate(config, None, lambda _: None, stacked="on")
+
+
+def test_auto_stacks_wherever_it_is_possible() -> None:
+    config = parse(TEXT)
+    assert [is_wanted(config, stacked) for stacked in ("auto", "on", "off")] == [True, True, False]
+
+
+def test_large_runs_tell_every_kth_step_and_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacked_run, "STEP_EVENTS", 6 * 24 // 5)
+    events = events_of(parse(TEXT), stacked="on")
+    told = [event["step"] for event in events if event["event"] == "step"]
+    assert sorted(set(told)) == [0, 6, 12, 18, 23]
+    assert len(told) == 6 * 5
