@@ -42,7 +42,7 @@ from peer.report import Comparison, prepare_directory, write_report
 from peer.training.trainer import Trainer
 from peer.views import peer_ids
 from relayswarm.config import RunConfig
-from relayswarm.errors import ConfigError, ExitCode
+from relayswarm.errors import ConfigError, ExitCode, QuorumError
 
 if TYPE_CHECKING:
     from peer.simulator.stacked_training import Stacking
@@ -116,7 +116,10 @@ def up(config: RunConfig, options: SessionOptions, commands: Commands | None = N
 
 
 def simulate(config: RunConfig, options: SessionOptions) -> ExitCode:
-    """Run the simulator in place of processes, and report as `up` does."""
+    """Run the simulator in place of processes, and report as `up` does.
+
+    Raises RelayswarmError for what the user can mend, and when no peer finished.
+    """
     from peer.simulator.learning import simulate as run_simulation
     from peer.simulator.stacked_run import is_wanted
 
@@ -133,9 +136,20 @@ def simulate(config: RunConfig, options: SessionOptions) -> ExitCode:
         with fitting_threads(first):
             how: Stacking = "on" if stacked else "off"
             outcome = run_simulation(config, options.data_dir, show, stacked=how)
+        if not outcome.peers:
+            raise _nobody_finished(outcome)
         outcome = outcome.simulated({**(outcome.simulation or {}), "stacked": stacked})
         was_interrupted = _report(outcome, options, first, display)
     return ExitCode.INTERRUPTED if was_interrupted else ExitCode.DONE
+
+
+def _nobody_finished(outcome: RunOutcome) -> QuorumError:
+    """The reason that a simulated swarm came to nothing, if its peers told one."""
+    words = dict.fromkeys(word for lost in outcome.lost for word in lost.last_words)
+    step = max((lost.last_step for lost in outcome.lost), default=0)
+    reasons = "; ".join(words) or "it stood still"
+    remedy = "change algorithm.name, peers or faults"
+    return QuorumError(f"no peer finished, the furthest did {step} steps ({reasons}); {remedy}")
 
 
 class _Run:

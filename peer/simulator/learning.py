@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coordinator.graph_files import LabelledGraph, read_graph
 from coordinator.views import FILE, lay_out
-from peer.algorithms.core import Averaged, Coef, PeerId, Train
+from peer.algorithms.core import Algorithm, Averaged, Coef, PeerId, Train
 from peer.announce import finite
 from peer.baseline import plain
 from peer.codec import Format, default_format, roundtrip
@@ -139,6 +139,8 @@ class Simulation:
         for peer, node in self._world.nodes.items():
             if node.finished_at is not None:
                 self._tell(self._finished(node, self._bodies[peer]))
+            elif node.alive:
+                self._tell(stood_still(peer, node.algorithm))
         models = {peer: body.trainer.flat.state_dict() for peer, body in self._bodies.items()}
         outcome = self._progress.outcome(time.perf_counter() - started, models)
         return outcome.simulated(self._cost().as_json())
@@ -276,6 +278,13 @@ class Simulation:
             "shard_digest": trainer.data.digest(),
             "notes": list(getattr(trainer.data, "notes", ())),
         }
+
+
+def stood_still(peer: PeerId, algorithm: Algorithm) -> dict[str, Any]:
+    """What is told of a peer that could not go on, and never will."""
+    reason = getattr(algorithm, "paused_reason", None)
+    words = f"stood still: {reason.value}" if reason else "stood still"
+    return {"event": "peer_exited", "peer": peer, "exit_code": None, "stderr": [words]}
 
 
 class MeanModels:

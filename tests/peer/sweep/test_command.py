@@ -70,3 +70,10 @@ def test_what_cannot_be_done_is_said_in_one_line_before_anything_is_written(
     assert words in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_swarm_that_cannot_train_says_why(simulate, tmp_path: Path) -> None:
+    ended = simulate("--algorithm=sgp", "--peers=3", f"--report={tmp_path}")
+    assert ended.exit_code == 4
+    assert "not a power of two" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
