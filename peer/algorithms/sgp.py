@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from peer.algorithms.core import (
     LIVE,
@@ -37,6 +38,7 @@ from peer.algorithms.core import (
     Lin,
     Message,
     Observe,
+    OptionError,
     PeerId,
     Reg,
     Run,
@@ -55,7 +57,15 @@ SMALLEST_WEIGHT = 2.0**-1000  # of a peer that hears of nobody: never nothing, t
 
 @dataclass(frozen=True)
 class Options:
-    """None."""
+    """`rounds_per_step`: communication rounds after each step's training, 1 or 2. Two, as in the
+    paper, use as much bandwidth as RelaySGD, and mix faster. Raises OptionError."""
+
+    rounds_per_step: Literal[1, 2] = 2
+
+    def __post_init__(self) -> None:
+        if self.rounds_per_step not in (1, 2):
+            problem, remedy = "not a number of rounds", "set it to 1 or 2"
+            raise OptionError("rounds_per_step", self.rounds_per_step, problem, remedy)
 
 
 class SGP(Synchronous):
@@ -63,11 +73,11 @@ class SGP(Synchronous):
 
     name = "sgp"
     kind = Kind.PUSH
-    rounds = 2  # to use as much bandwidth as RelaySGD
 
     def __init__(self, run: Run, options: Options | None = None) -> None:
         super().__init__(run)
         self.options = options or Options()
+        self.rounds = self.options.rounds_per_step
         self.weight = 1.0  # w
         self._counted = 1
 
@@ -75,7 +85,7 @@ class SGP(Synchronous):
         return None if view.n.bit_count() == 1 else Unfit.NOT_A_POWER_OF_TWO
 
     def left_behind(self, view: View, label: Label) -> bool:
-        return _round(label) >= _round((self._step, 0)) + _k(view)
+        return self._round_of(label) >= self._round_of((self._step, 0)) + _k(view)
 
     def begin_epoch(self, view: View) -> list[Effect]:  # noqa: ARG002
         self.weight = 1.0
@@ -86,7 +96,7 @@ class SGP(Synchronous):
         return math.lcm(k, self.rounds) // self.rounds  # in steps, while rounds cycle through k
 
     def expects(self, view: View, label: Label) -> tuple[Edge, ...]:
-        return tuple((0, j) for j in _peer_at(view, _offset(view, label)))
+        return tuple((0, j) for j in _peer_at(view, self._offset(view, label)))
 
     def judge(self, view: View, head: Head) -> Verdict:
         label = (head.step, head.round)
@@ -96,7 +106,7 @@ class SGP(Synchronous):
 
     def outgoing(self, view: View) -> list[Send]:
         head = self.head(1, weight=self.weight / 2)
-        to = _peer_at(view, -_offset(view, self._label))
+        to = _peer_at(view, -self._offset(view, self._label))
         return [Send(j, head, (Lin(((1, X),)),)) for j in to]  # line 6
 
     def combine(self, view: View, inbox: Inbox) -> list[Effect]:  # noqa: ARG002
@@ -118,6 +128,16 @@ class SGP(Synchronous):
     def counted(self) -> Coef:
         return self._counted
 
+    def _round_of(self, label: Label) -> int:
+        """t'."""
+        step, round_ = label
+        return self.rounds * step + round_
+
+    def _offset(self, view: View, label: Label) -> int:
+        """Line 5; 0 where there is nobody else, or no power of two."""
+        k = _k(view)
+        return 2 ** (self._round_of(label) % k) if k and view.n == 2**k else 0
+
 
 def _ratio(kept: float, came: float, x_j: Message) -> Lin:
     """(kept x + came x_j) / (kept + came), scaled by a power of two so that tiny weights do no harm
@@ -126,20 +146,8 @@ def _ratio(kept: float, came: float, x_j: Message) -> Lin:
     return Lin(((kept * scale, X), (came * scale, x_j)), (kept + came) * scale)
 
 
-def _round(label: Label) -> int:
-    """t'."""
-    step, round_ = label
-    return SGP.rounds * step + round_
-
-
 def _k(view: View) -> int:
     return view.n.bit_length() - 1
-
-
-def _offset(view: View, label: Label) -> int:
-    """Line 5; 0 where there is nobody else, or no power of two."""
-    k = _k(view)
-    return 2 ** (_round(label) % k) if k and view.n == 2**k else 0
 
 
 def _peer_at(view: View, offset: int) -> tuple[PeerId, ...]:

@@ -70,7 +70,7 @@ class Synchronous(Algorithm):
     """A method in which each step is local steps, then one or more rounds of messages."""
 
     kind: ClassVar[Kind]
-    rounds: ClassVar[int] = 1
+    rounds: int = 1
     uses_late: ClassVar[bool] = False  # whether a message of an earlier step is of use
 
     def __init__(self, run: Run, *, lag: int = 0) -> None:
@@ -220,8 +220,6 @@ class Synchronous(Algorithm):
         if self.phase is Phase.FINISHED or (known and view.epoch.age <= known.epoch.age):
             return []
         self._next_view = view
-        for (_, peer), slot in self._slots.items():
-            slot.silent = slot.silent or peer not in view.members
         if self.phase is Phase.IDLE:
             self._step = max(self._step, view.effective_step)
             return self._begin_step(now)
@@ -300,7 +298,13 @@ class Synchronous(Algorithm):
         slots = {edge: self._slot(edge) for edge in self._edges}
         others = self._slots.values()
         cut_off = self._next_view is None and all(slot.silent for slot in others)
-        return [edge for edge, slot in slots.items() if slot.awaited(self._due, cut_off=cut_off)]
+        awaited = (edge for edge in slots if slots[edge].awaited(self._due, cut_off=cut_off))
+        return [edge for edge in awaited if self._lives_on(edge[1])]
+
+    def _lives_on(self, peer: PeerId) -> bool:
+        """Whether the next topology, if there is one, still has that peer, in its present life."""
+        following = self._next_view
+        return not following or following.members.get(peer) == self._view.members.get(peer)
 
     def _complete(self, now: float) -> list[Effect]:
         inbox, effects = self._take()

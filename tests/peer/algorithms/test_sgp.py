@@ -18,6 +18,7 @@ from peer.algorithms.core import (
     Kind,
     Message,
     NewView,
+    OptionError,
     Received,
     Run,
     Send,
@@ -28,7 +29,7 @@ from peer.algorithms.core import (
     Verdict,
     View,
 )
-from peer.algorithms.sgp import SGP, SMALLEST_WEIGHT
+from peer.algorithms.sgp import SGP, SMALLEST_WEIGHT, Options
 from peer.algorithms.synchronous import Phase, Unfit
 from peer.simulator.exact import ExactSwarm, Problem, views
 from peer.simulator.links import LosingLink, SeededLink
@@ -186,6 +187,29 @@ def test_a_view_that_does_not_fit_may_come_in_the_middle_of_a_step() -> None:
     assert [effect.step for effect in effects if isinstance(effect, Averaged)] == [0]
     assert (peer.phase, peer.step, peer.weight) == (Phase.IDLE, 1, 1.0)
     assert peer.next_deadline() is None
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_with_one_round_a_step_offsets_change_from_step_to_step(n: int) -> None:
+    """x_i <- (x_i + x_{i+o}) / 2 with o = 1, 2, 4, 1, ... in steps 0, 1, 2, 3, ..."""
+    x, targets = [F(i * i) for i in range(n)], [F(7 * i % 5) for i in range(n)]
+    swarm = ExactSwarm(
+        "sgp",
+        views(graph=build_graph("complete", n)),
+        Run(total_steps=7),
+        Problem([(x_i,) for x_i in x], [(target,) for target in targets]),
+        options={"rounds_per_step": 1},
+    ).run()
+    for t, models in enumerate(zip(*swarm.models, strict=True)):
+        half = [(x_i + target) / 2 for x_i, target in zip(x, targets, strict=True)]
+        o = 2 ** (t % (n.bit_length() - 1))
+        x = [(half[i] + half[(i + o) % n]) / 2 for i in range(n)]
+        assert [model[0] for model in models] == x
+
+
+def test_other_numbers_of_rounds_are_refused() -> None:
+    with pytest.raises(OptionError, match="rounds_per_step = 3"):
+        Options(rounds_per_step=3)  # type: ignore[arg-type]
 
 
 # --- the door, and rounds ------------------------------------------------------------------------
