@@ -288,6 +288,16 @@ def test_who_is_not_in_the_next_view_is_not_waited_for() -> None:
     assert averaged(peer.handle(NewView(without_b), 101.0)).missed == 1
 
 
+def test_who_was_started_again_is_not_waited_for_in_the_old_epoch() -> None:
+    """The earlier life cannot send any more, even if its neighbours never noticed its end."""
+    peer = waiting()
+    again = replace(view(number=2, effective_step=3), members={"a": 1, "b": 2, "c": 1})
+    assert averaged(peer.handle(NewView(again), 101.0)).missed == 1
+    assert averaged(peer.handle(Trained(1, 1), 102.0)).waited_s == 0
+    assert averaged(peer.handle(Trained(2, 1), 103.0)).waited_s == 0
+    assert not of(Averaged, peer.handle(Trained(3, 1), 104.0))
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_view_no_newer_than_a_known_one_is_ignored(number: int) -> None:
     """Also if the known one has not taken effect yet."""
