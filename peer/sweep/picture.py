@@ -29,6 +29,9 @@ def draw(rows: Sequence[Row], axes: Sequence[str]) -> bytes | None:
     known = [row for row in rows if row.get(metric) is not None]
     numeric = [name for name in axes if len({row[name] for row in rows}) > 1 and _all(rows, name)]
     figure = Figure(figsize=(7.0, 4.4), layout="constrained")
+    if len(known) < len(rows):
+        text = f"{len(rows) - len(known)} of {len(rows)} runs are not shown: no such number"
+        figure.suptitle(text, fontsize=9)
     if numeric:
         _lines(figure, known, metric, numeric[-1], [a for a in axes if a != numeric[-1]])
     else:
