@@ -1,4 +1,4 @@
-"""A connection to a peer's address, with the two calls by which messages go out."""
+"""A connection to a peer's address, with the calls by which messages go out and one to probe it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ class Link:
         channel = self._channel
         self.unary: grpc.UnaryUnaryMultiCallable[bytes, pb.RelayUnaryResponse] = (
             channel.unary_unary(f"/{SERVICE}/RelayUnary", None, pb.RelayUnaryResponse.FromString)
+        )
+        self.get_state: grpc.UnaryUnaryMultiCallable[pb.GetStateRequest, pb.GetStateResponse] = (
+            channel.unary_unary(
+                f"/{SERVICE}/GetState",
+                pb.GetStateRequest.SerializeToString,
+                pb.GetStateResponse.FromString,
+            )
         )
         self.stream: grpc.StreamUnaryMultiCallable[bytes, pb.RelayResponse] = channel.stream_unary(
             f"/{SERVICE}/Relay", None, pb.RelayResponse.FromString

@@ -27,6 +27,7 @@ FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 1.0
 LONGEST_RETRY_S = 0.2  # after BUSY and EPOCH_AHEAD
 RETRY_GROWTH_LIMIT = 1 << 10
+PROBE_AFTER_S = 1.0  # without anything to send
 UNARY_TIMEOUT_S = 20.0  # for a peer that is connected but hangs
 
 _UNREACHABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
@@ -153,6 +154,9 @@ class Sender:
     def _run(self) -> None:
         while (turn := self._next()) is not None:
             letter, link = turn
+            if letter is None:
+                self._probe(link)
+                continue
             try:
                 response = self._exchange(letter, link)
             except grpc.RpcError as error:
@@ -164,13 +168,14 @@ class Sender:
             else:
                 self._answered(letter, response)
 
-    def _next(self) -> tuple[Letter, Link | None] | None:
-        """Wait for the next letter that may be sent; None at the end."""
+    def _next(self) -> tuple[Letter | None, Link | None] | None:
+        """Wait for the next letter that may be sent, for a time without any, or for the end."""
         with self._changed:
             while not self._closed:
                 letter = self._first()
                 if letter is None:
-                    self._changed.wait()
+                    if not self._changed.wait(PROBE_AFTER_S) and not self._first():
+                        return None, self._link
                     continue
                 wait_s = max(letter.not_before, self._not_before) - time.monotonic()
                 if wait_s <= 0:
@@ -178,6 +183,19 @@ class Sender:
                     return letter, self._link
                 self._changed.wait(wait_s)
         return None
+
+    def _probe(self, link: Link | None) -> None:
+        """Is the peer still there? Who has sent all he has, and waits for a neighbour's message,
+        would not notice its death otherwise."""
+        try:
+            call_on(link, lambda link: link.get_state(pb.GetStateRequest(), timeout=PROBE_AFTER_S))
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                self._missed()
+        except NoLinkError:
+            pass
+        else:
+            self._reached()
 
     def _exchange(self, letter: Letter, link: Link | None) -> pb.RelayResponse:
         if letter.small:

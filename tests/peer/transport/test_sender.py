@@ -165,6 +165,18 @@ def test_a_stream_that_breaks_is_sent_again(tools: Any) -> None:
     assert torch.equal(vectors[0], outgoing.vectors[0])
 
 
+def test_an_end_is_noticed_without_anything_to_send(tools: Any) -> None:
+    """Who waits for a neighbour's message has sent all he has."""
+    swarm = tools.Swarm(tools)
+    swarm.send()
+    swarm.reports.wait("sent")
+    swarm.kill()
+    assert swarm.reports.wait("unreachable") == [("peer",)]
+    swarm.restart()
+    head, _ = swarm.send(2)
+    assert swarm.reports.wait("sent", 2)[1] == ("peer", head, Verdict.ACCEPTED)
+
+
 def test_a_peer_that_hangs_is_unreachable(tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender_module, "UNARY_TIMEOUT_S", 0.2)
     swarm = tools.Swarm(tools)
