@@ -120,6 +120,9 @@ def peer(
     state_dir: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints and the final model.")
     ] = None,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for the coordinator to answer.")
+    ] = 60.0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in --state-dir.")
     ] = False,
@@ -143,6 +146,7 @@ def peer(
         device=device,
         data_dir=data_dir,
         state_dir=state_dir,
+        patience_s=patience,
         resume=resume,
         reflection=reflection,
         json_events=as_json,

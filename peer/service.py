@@ -59,6 +59,7 @@ class PeerOptions:
     device: str = "auto"
     data_dir: Path | None = None
     state_dir: Path | None = None
+    patience_s: float = 60.0  # for the coordinator to answer a join
     resume: bool = False
     reflection: bool = False
     json_events: bool = False
@@ -120,7 +121,8 @@ class Peer:
 
     def _join(self, peer_id: PeerId) -> Joined:
         """Learn the run config, id and shard, and who has a model to give."""
-        return self.client.join(JoinInfo(self._incarnation, peer_id=peer_id))
+        info = JoinInfo(self._incarnation, peer_id=peer_id)
+        return self.client.join(info, self.options.patience_s)
 
     def _seat(self, parts: _Parts) -> float:
         """Become a member, or become one again; returns the length of the lease, seconds."""
@@ -134,7 +136,8 @@ class Peer:
                 fingerprint=parts.trainer.fingerprint,
                 step=daemon.steps_done,
                 known_epoch=daemon.view.epoch if daemon.view else None,
-            )
+            ),
+            self.options.patience_s,
         )
 
         def on_view(view: View, addresses: dict[PeerId, str]) -> None:
