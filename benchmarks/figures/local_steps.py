@@ -1,0 +1,99 @@
+"""What the paper leaves out: more local steps between exchanges, for the same bytes.
+
+Every method sends the same number of models per peer; those that take H local steps between
+exchanges compute H times as many gradients. Left, without noise: how far from the optimum the mean
+of the models ends, which is bias where it no longer falls. Right, with noise in the gradients: how
+far the peers' own models end, on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.figures.bench import Bench, panels, style
+from benchmarks.figures.lab import Quadratics, problems, run, swarm_config
+from peer.simulator.traffic import Cost
+from relayswarm.config import RunConfig
+
+METHODS = (
+    ("relaysgd", "heap-binary-tree"),
+    ("d2", "ring"),
+    ("gradient-tracking", "ring"),
+    ("local-sgd", "heap-binary-tree"),
+    ("swarmsgd", "ring"),
+)
+LOCAL_STEPS = (1, 4, 16, 64)
+PEERS = 16
+MODELS = 200  # sent by each peer, on average
+RATES = torch.logspace(-3, 0, 16, dtype=torch.float64)
+FIXED_RATE = 0.01
+NOISE = 1.0  # sigma^2
+DRY_RUN = 20  # steps, to see what a step costs
+
+
+@dataclass(frozen=True)
+class Ended:
+    """f - f(x*) at the end for each rate, of the mean of the models and on average over peers."""
+
+    mean_model: Tensor  # (R,)
+    peers: Tensor  # (R,)
+    cost: Cost
+
+
+def figure_local_steps(
+    bench: Bench, counts: Sequence[int] = LOCAL_STEPS, n: int = PEERS, models: int = MODELS
+) -> None:
+    """Bias at one fixed rate, and accuracy at the best rate, against H."""
+    titles = [f"mean model, no noise, rate {FIXED_RATE:g}", "peers' models, noise, best rate"]
+    figure, axes = panels(titles, "local steps H", "suboptimality", xscale="log", yscale="log")
+    rows = []
+    for algorithm, graph in METHODS:
+        found = [measured(algorithm, graph, h, n, models) for h in counts]
+        rows += [(algorithm, graph, h, *row) for h, row in zip(counts, found, strict=True)]
+        for axis, column in zip(axes, (2, 4), strict=True):
+            values = [row[column] for row in found]
+            axis.plot(counts, values, marker=".", label=f"{algorithm}, {graph}", **style(algorithm))
+    axes[0].legend(fontsize=7)
+    measures = ("bias_at_fixed_rate", "best_rate_with_noise", "accuracy_with_noise")
+    costs = ("models_sent_per_peer", "gradients_per_peer")
+    bench.save(
+        "local-steps", ("algorithm", "graph", "local_steps", *costs, *measures), rows, figure
+    )
+
+
+def measured(algorithm: str, graph: str, h: int, n: int, models: int) -> tuple[float, ...]:
+    """Models sent and gradients per peer; bias at the fixed rate; best rate with noise, accuracy."""
+    dry = end(config_of(algorithm, graph, h, n, DRY_RUN), RATES[:1], 0.0).cost
+    steps = max(2, round(models / dry.models_sent_per_step.mean))
+    config = config_of(algorithm, graph, h, n, steps)
+    exact = end(config, torch.tensor([FIXED_RATE], dtype=torch.float64), 0.0)
+    noisy = end(config, RATES, NOISE)
+    k = int(noisy.peers.nan_to_num(torch.inf).argmin())
+    sent = exact.cost.models_sent_per_step.mean * steps
+    gradients = exact.cost.gradient_evaluations / n
+    return sent, gradients, float(exact.mean_model[0]), float(RATES[k]), float(noisy.peers[k])
+
+
+def config_of(algorithm: str, graph: str, h: int, n: int, steps: int) -> RunConfig:
+    """A swarm that takes h local steps between exchanges."""
+    return swarm_config(algorithm, graph, n, steps, options={"local_steps": h})
+
+
+def end(config: RunConfig, rates: Tensor, noise: float) -> Ended:
+    """Run to the end, with each of the rates (R,)."""
+    chosen = problems(config.peers)
+    descent = Quadratics(chosen, rates[None, :], config.algorithm.local_steps, noise)
+    last: list[Tensor] = []
+
+    def watch(done: int, models: Tensor) -> bool:  # noqa: ARG001
+        last[:] = [models.clone()]
+        return False
+
+    p, r, d = descent.shape
+    cost = run(config, descent, p * r * d, watch)
+    mean_model = descent.suboptimality(last[0].mean(0))[0]
+    return Ended(mean_model, descent.suboptimality(last[0]).mean(0)[0], cost)
