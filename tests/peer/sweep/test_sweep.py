@@ -121,6 +121,8 @@ def test_random_partners_are_within_the_budget_that_they_keep_on_average(
     assert rows[0]["peers_finished"] == 8
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # two processes import torch
 def test_processes_give_the_same_rows(swept, tmp_path: Path) -> None:
     alone = swept(tmp_path / "a", "graph=chain,ring").rows
     beside = swept(tmp_path / "b", "graph=chain,ring", jobs=2).rows
@@ -128,6 +130,7 @@ def test_processes_give_the_same_rows(swept, tmp_path: Path) -> None:
         assert row | {"wall_seconds": 0} == other | {"wall_seconds": 0}
 
 
+@pytest.mark.timeout(300)
 def test_an_error_in_a_process_arrives_whole(swept, tmp_path: Path) -> None:
     overrides = ("task.options={dimension = 0}",)
     with pytest.raises(ConfigError, match="dimension"):
