@@ -1,17 +1,57 @@
-"""From the run config to the objects of a peer: which algorithm, with which options."""
+"""From the run config to the objects of a peer: which algorithm, with which options.
+
+An installed package offers an algorithm as an entry point in the group `relayswarm.algorithms`,
+whose name is the algorithm's and whose value is the class; its options are the class's `Options`.
+Built-in names go first. Nothing is imported but the algorithm that was asked for.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from peer.algorithms import ALGORITHMS, build
+from peer.algorithms import ALGORITHMS, make
 from peer.algorithms.core import Algorithm, OptionError, Run
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError
 
+GROUP = "relayswarm.algorithms"
 NOT_OPTIONS = {"name", "local_steps", "options"}
+
+
+def known_algorithms() -> list[str]:
+    """Names of all algorithms that this installation has, in alphabetical order."""
+    return sorted({*ALGORITHMS, *(entry.name for entry in entry_points(group=GROUP))})
+
+
+def find_algorithm(name: str) -> tuple[type[Algorithm], type[Any]]:
+    """An algorithm's class, and the dataclass of its options.
+
+    Raises ConfigError for an unknown name and for an offer that is no algorithm.
+    """
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    offered = list(entry_points(group=GROUP, name=name))
+    if not offered:
+        raise _unknown(name)
+    kind = _imported(offered[0])
+    if (
+        not (isinstance(kind, type) and issubclass(kind, Algorithm))
+        or inspect.isabstract(kind)
+        or not dataclasses.is_dataclass(kind.Options)
+    ):
+        raise ConfigError(
+            "algorithm.name",
+            name,
+            f"names {kind!r}, not an algorithm",
+            "derive from peer.algorithms.core.Algorithm, define all its abstract methods, and "
+            "make its Options a dataclass",
+        )
+    return kind, kind.Options
 
 
 def check_algorithm(config: RunConfig) -> None:
@@ -22,22 +62,10 @@ def check_algorithm(config: RunConfig) -> None:
 def algorithm_options(config: RunConfig) -> dict[str, Any]:
     """The options that the config sets for its algorithm. Raises ConfigError."""
     name = config.algorithm.name
-    if name not in ALGORITHMS:
-        near = difflib.get_close_matches(name, ALGORITHMS, n=1)
-        remedy = f"did you mean {near[0]!r}? " if near else ""
-        known = ", ".join(sorted(ALGORITHMS))
-        raise ConfigError("algorithm.name", name, "unknown algorithm", f"{remedy}known: {known}")
+    _, options_type = find_algorithm(name)
     given = config.algorithm.model_dump(exclude=NOT_OPTIONS, exclude_none=True)
     given |= config.algorithm.options
-    known_options = {field.name for field in dataclasses.fields(ALGORITHMS[name][1])}
-    for option, value in given.items():
-        if option not in known_options:
-            raise ConfigError(
-                f"algorithm.{option}",
-                value,
-                f"{name} has no such option",
-                f"it knows: {', '.join(sorted(known_options)) or 'none'}",
-            )
+    _check_options(name, given, options_type)
     return given
 
 
@@ -51,7 +79,44 @@ def build_algorithm(config: RunConfig, start_step: int = 0) -> Algorithm:
         local_steps=config.algorithm.local_steps,
     )
     try:
-        return build(config.algorithm.name, algorithm_options(config), run)
+        return make(*find_algorithm(config.algorithm.name), algorithm_options(config), run)
     except OptionError as error:
         option = f"algorithm.options.{error.option}"
         raise ConfigError(option, error.value, error.problem, error.remedy) from error
+
+
+def _check_options(name: str, given: Mapping[str, Any], options_type: type[Any]) -> None:
+    fields = [field for field in dataclasses.fields(options_type) if field.init]
+    known = sorted(field.name for field in fields)
+    for option, value in given.items():
+        if option not in known:
+            problem, remedy = (
+                f"{name} has no such option",
+                f"it knows: {', '.join(known) or 'none'}",
+            )
+            raise ConfigError(f"algorithm.{option}", value, problem, remedy)
+    for field in fields:
+        missing = dataclasses.MISSING
+        if field.name not in given and field.default is field.default_factory is missing:
+            problem = f"{name} needs this option"
+            raise ConfigError(f"algorithm.options.{field.name}", None, problem, "set it")
+
+
+def _imported(entry: EntryPoint) -> object:
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            "algorithm.name",
+            entry.name,
+            f"cannot be imported from {entry.value} ({error})",
+            "mend or reinstall the package that offers it",
+        ) from error
+
+
+def _unknown(name: str) -> ConfigError:
+    known = known_algorithms()
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    remedy = f"{hint}known: {', '.join(known)}"
+    return ConfigError("algorithm.name", name, "unknown algorithm", remedy)

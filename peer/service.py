@@ -18,12 +18,11 @@ from pathlib import Path
 
 import torch
 
-from peer.algorithms import ALGORITHMS
 from peer.algorithms.core import NewView, PeerId, View
 from peer.announce import Announcer
 from peer.checkpoints import Checkpoints
 from peer.codec import Format
-from peer.config import build_algorithm
+from peer.config import build_algorithm, find_algorithm
 from peer.daemon import Daemon, Stop
 from peer.faults import FaultPlan
 from peer.metrics import PeerMetrics, value
@@ -372,7 +371,7 @@ def _contract(config: RunConfig, trainer: Trainer) -> Contract:
         elements=flat.vector.numel(),
         dtype=flat.vector.dtype,
         trees=2 if config.topology.tree == "double-binary-trees" else 1,
-        max_sections=ALGORITHMS[config.algorithm.name][0].sections,
+        max_sections=find_algorithm(config.algorithm.name)[0].sections,
         wire_format=Format(name) if name else None,
     )
 

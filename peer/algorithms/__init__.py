@@ -38,13 +38,19 @@ ALGORITHMS: Mapping[str, tuple[type[Any], type[Any]]] = {
 
 
 def build(name: str, options: Mapping[str, Any], run: Run) -> Algorithm:
-    """An algorithm by name.
+    """A method of ours by name.
 
     Raises KeyError for an unknown name, TypeError for an unknown option, OptionError for a bad one.
     """
-    algorithm, options_type = ALGORITHMS[name]
+    return make(*ALGORITHMS[name], options, run)
+
+
+def make(
+    algorithm: type[Any], options_type: type[Any], options: Mapping[str, Any], run: Run
+) -> Algorithm:
+    """An object of that class. Raises as `build` does for options."""
     chosen = options_type(**options)
-    if getattr(chosen, "blocking", False):
+    if getattr(chosen, "blocking", False) and algorithm is swarmsgd.SwarmSGD:
         algorithm = swarmsgd_blocking.BlockingSwarmSGD
     built: Algorithm = algorithm(run, chosen)
     return built

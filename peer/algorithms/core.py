@@ -327,16 +327,31 @@ class Run:
     local_steps: int = 1  # optimizer steps in a step, for methods that vary them
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """Of an algorithm that has none."""
+
+
+class Conserved(Enum):
+    """What averaging leaves alone; `relayswarm.testing` holds a method to what it declares."""
+
+    WEIGHT = "weight"  # weights sum to one, whatever gets lost: equal models stay as they are
+    MEAN = "mean"  # besides, while nothing is lost, training alone moves the mean of all models
+
+
 class Algorithm(ABC):
     """A decentralized method as a state machine.
 
     One thread calls `handle`; others may call `admit`, which only reads. `registers` declares
     the vectors that the driver keeps besides the live model: the method's memory bound and,
-    with the core state, its checkpoint. All registers start as zeros.
+    with the core state, its checkpoint. All registers start as zeros. A class from another
+    package is called with the `Run` and an instance of its `Options`, a dataclass.
     """
 
     name: ClassVar[str]
     sections: ClassVar[int] = 1  # vectors in each of its messages
+    conserves: ClassVar[Conserved | None] = None
+    Options: ClassVar[type[Any]] = NoOptions
 
     @property
     def registers(self) -> Mapping[str, Role]:

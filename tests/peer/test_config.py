@@ -1,0 +1,113 @@
+"""Finding algorithms by name, and their options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+
+import pytest
+
+import peer.config
+from peer.algorithms import d2
+from peer.algorithms.core import OptionError
+from peer.algorithms.sgp import SGP
+from relayswarm.config import AlgorithmConfig, RunConfig
+from relayswarm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Theirs:
+    fan_out: int
+    pace: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.fan_out < 1:
+            raise OptionError("fan_out", self.fan_out, "too small", "set it to 1 or more")
+
+
+class Offered(SGP):
+    Options = Theirs
+
+    def __init__(self, run: object, options: Theirs) -> None:
+        super().__init__(run)  # type: ignore[arg-type]
+        self.theirs = options
+
+
+class WithoutDataclass(SGP):
+    Options = int
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
+    """As if an installed package offered that object; a text is what the entry point says."""
+    place = value if isinstance(value, str) else "no.matter:What"
+    entry = EntryPoint(name=name, value=place, group=peer.config.GROUP)
+
+    def entry_points(*, group: str, name: str | None = None) -> list[EntryPoint]:
+        assert group == peer.config.GROUP
+        return [entry] if name in (None, entry.name) else []
+
+    monkeypatch.setattr(peer.config, "entry_points", entry_points)
+    if not isinstance(value, str):
+        monkeypatch.setattr(EntryPoint, "load", lambda _: value)
+
+
+def config(name: str, **options: object) -> RunConfig:
+    return RunConfig(algorithm=AlgorithmConfig(name=name, options=options))
+
+
+def test_an_installed_package_can_offer_an_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "theirs", Offered)
+    built = peer.config.build_algorithm(config("theirs", fan_out=3))
+    assert isinstance(built, Offered)
+    assert built.theirs == Theirs(fan_out=3)
+    assert "theirs" in peer.config.known_algorithms()
+
+
+def test_built_in_names_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "d2", Offered)
+    assert peer.config.find_algorithm("d2") == (d2.D2, d2.Options)
+
+
+def test_an_unknown_name_lists_what_others_offer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "theirs", Offered)
+    with pytest.raises(ConfigError) as caught:
+        peer.config.check_algorithm(config("their"))
+    assert caught.value.field == "algorithm.name"
+    assert "did you mean 'theirs'? known: adpsgd, " in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["no.such.module:X", "peer.algorithms.sgp:NoSuch"])
+def test_an_offer_that_cannot_be_imported_is_named(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    offer(monkeypatch, "theirs", value)
+    with pytest.raises(ConfigError, match=f"cannot be imported from {value}"):
+        peer.config.check_algorithm(config("theirs"))
+
+
+@pytest.mark.parametrize(
+    "value", ["pathlib:Path", "peer.algorithms.gossip:Gossip", WithoutDataclass, 3]
+)
+def test_an_offer_that_is_no_algorithm_is_refused(
+    monkeypatch: pytest.MonkeyPatch, value: object
+) -> None:
+    offer(monkeypatch, "theirs", value)
+    with pytest.raises(ConfigError, match="not an algorithm; derive from"):
+        peer.config.check_algorithm(config("theirs"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "algorithm.options.fan_out = None: theirs needs this option"),
+        ({"fan_out": 0}, "algorithm.options.fan_out = 0: too small; set it to 1 or more"),
+        ({"fan": 1}, "algorithm.fan = 1: theirs has no such option; it knows: fan_out, pace"),
+    ],
+)
+def test_options_from_elsewhere_are_checked_too(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, object], words: str
+) -> None:
+    offer(monkeypatch, "theirs", Offered)
+    with pytest.raises(ConfigError) as caught:
+        peer.config.check_algorithm(config("theirs", **options))
+    assert words in str(caught.value)
