@@ -25,6 +25,9 @@ from relayswarm import config as run_config
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError, ExitCode, QuorumError
 
+NAP_S = 1.0
+"""A signal that comes just before the main thread falls asleep is seen after this long."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -75,7 +78,8 @@ def _verdict(conductor: Conductor, caught: list[int]) -> ExitCode:
 def _wait(conductor: Conductor, caught: list[int], exit_when_finished: bool) -> None:
     """Wait for a signal, a failure, the end of patience or, if wanted, the end of the run."""
     while True:
-        conductor.ended.wait()
+        while not conductor.ended.wait(NAP_S):
+            pass
         conductor.ended.clear()
         if caught or conductor.failure or conductor.gave_up or exit_when_finished:
             return

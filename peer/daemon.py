@@ -50,6 +50,7 @@ from peer.transport.contract import PeerState, Snapshot
 
 log = logging.getLogger("relayswarm.peer")
 
+NAP_S = 1.0  # a signal that comes just before the core thread falls asleep is seen after this long
 OBSERVE_EVERY = 10  # steps between evaluations of a vector metric: each is a pass over the model
 
 
@@ -184,11 +185,11 @@ class Daemon:
         self.call(lambda: None)
 
     def _turn(self, deadline: float | None) -> None:
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        due_s = NAP_S if deadline is None else deadline - time.monotonic()
         try:
-            item = self._events.get(timeout=timeout)
+            item = self._events.get(timeout=min(max(0.0, due_s), NAP_S))
         except queue.Empty:
-            item = Tick()
+            item = Tick()  # of no effect before the deadline
         if isinstance(item, _Call):
             item.action()
         else:
