@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,17 @@ class Zygote:
         self._changed = threading.Condition()
         self._started: list[int] = []
         self._exit_codes: dict[int, int] = {}
+        self._is_dead = False
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
-    def start(self, arguments: list[str], stdout: int, stderr: int) -> int:
-        """Run `relayswarm` with these arguments; returns the process id."""
-        request = json.dumps(arguments).encode()
+    def start(self, arguments: list[str], path: list[str], stdout: int, stderr: int) -> int:
+        """Run `relayswarm` with these arguments and folders of modules; returns its process id."""
+        request = json.dumps({"arguments": arguments, "path": path}).encode()
         with self._changed:
             socket.send_fds(self._control, [request], [stdout, stderr])
-            assert self._changed.wait_for(lambda: self._started, PATIENCE_S), "no process started"
+            self._changed.wait_for(lambda: self._started or self._is_dead, PATIENCE_S)
+            assert self._started, "no process started"
             return self._started.pop()
 
     def exit_code(self, pid: int, timeout_s: float) -> int | None:
@@ -77,13 +79,22 @@ class Zygote:
                     else:
                         self._exit_codes[news["ended"]] = news["exit_code"]
                     self._changed.notify_all()
+        with self._changed:
+            self._is_dead = True
+            self._changed.notify_all()
 
 
 class Process:
     """One `relayswarm` process and the events that it has announced."""
 
     def __init__(
-        self, zygote: Zygote, name: str, arguments: list[str], log: Path, news: threading.Condition
+        self,
+        zygote: Zygote,
+        name: str,
+        arguments: list[str],
+        log: Path,
+        news: threading.Condition,
+        path: Sequence[Path] = (),
     ) -> None:
         self.name = name
         self._zygote = zygote
@@ -93,7 +104,7 @@ class Process:
         self._is_silent = False  # it has ended, and all that it announced is in
         reader, writer = os.pipe()
         with log.open("ab") as stderr:
-            self.pid = zygote.start(arguments, writer, stderr.fileno())
+            self.pid = zygote.start(arguments, [*map(str, path)], writer, stderr.fileno())
         os.close(writer)
         self._listener = threading.Thread(target=self._listen, args=(reader,), daemon=True)
         self._listener.start()
@@ -175,8 +186,11 @@ class Swarm:
         self.coordinator = self._start("coordinator", ["--config", str(path), *LISTEN])
         self.address: str = self.coordinator.until("coordinator_started")["address"]
 
-    def add(self, peer_id: str, *flags: str, coordinator: str = "") -> Process:
-        """Start a peer, in place of an earlier process of that name if there is one."""
+    def add(
+        self, peer_id: str, *flags: str, coordinator: str = "", path: Sequence[Path] = ()
+    ) -> Process:
+        """Start a peer, in place of an earlier process of that name if there is one; `path` are
+        folders of modules that it has."""
         process = self._start(
             peer_id,
             [
@@ -187,6 +201,7 @@ class Swarm:
                 *flags,
             ],
             command="peer",
+            path=path,
         )
         self.peers[peer_id] = process
         return process
@@ -225,10 +240,12 @@ class Swarm:
         for process in (*self.peers.values(), self.coordinator):
             process.exit_code()
 
-    def _start(self, name: str, arguments: list[str], command: str = "") -> Process:
+    def _start(
+        self, name: str, arguments: list[str], command: str = "", path: Sequence[Path] = ()
+    ) -> Process:
         log = self.directory / f"{name}.log"
         given = [command or name, "--json", *arguments]
-        return Process(self._zygote, name, given, log, self._news)
+        return Process(self._zygote, name, given, log, self._news, path)
 
 
 LISTEN = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--reflection")

@@ -1,9 +1,10 @@
 """Starts `relayswarm` commands by forking a process that has imported everything already.
 
 Importing torch costs seconds of processor time, a fork milliseconds. Started by `conftest.py` with
-one end of a socket. A request is a JSON list of arguments with two file descriptors, for standard
-output and error; answers are lines of JSON: {"started": pid}, {"ended": pid, "exit_code": code}.
-When the socket is closed, all children are killed.
+one end of a socket. A request is {"arguments": [...], "path": [...]}, the latter folders in front of
+`sys.path`, with two file descriptors, for standard output and error. Answers are lines of JSON:
+{"started": pid}, {"ended": pid, "exit_code": code}. When the socket is closed, all children are
+killed.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def serve(control: socket.socket) -> list[str] | None:
             for opened in (selector, control, woken, wake):
                 opened.close()
             become(*descriptors)
-            return [str(argument) for argument in json.loads(request)]
+            wanted = json.loads(request)
+            sys.path[:0] = wanted["path"]
+            return [str(argument) for argument in wanted["arguments"]]
         children.add(pid)
         for descriptor in descriptors:
             os.close(descriptor)

@@ -1,0 +1,58 @@
+"""A peer that dies at once (SIGKILL), and one that is started again."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+CHAIN = (
+    "task.name=quadratics",
+    "topology.graph=chain",
+    "peers=4",
+    "faults.delay_s=0.03",  # a step takes at least this long, so that there are steps to watch
+    "transport.deadline_s=60",
+    "coordinator.lease_s=60",
+)
+
+
+def test_neighbours_notice_a_death_at_once_and_go_on_in_a_new_tree(
+    daemons: Callable[..., Any],
+) -> None:
+    swarm = daemons(*CHAIN, "steps=200")
+    swarm.until_step(30)
+    swarm.peers["peer-1"].send(signal.SIGKILL)
+    lost = swarm.coordinator.until("member_lost")
+    assert (lost["peer"], lost["reason"]) == ("peer-1", "unreachable")
+    new = swarm.coordinator.until("topology", lambda event: event["reason"] == "unreachable")
+    assert new["members"] == ["peer-0", "peer-2", "peer-3"]
+    dead = swarm.peers.pop("peer-1")
+    assert dead.exit_code() == -signal.SIGKILL
+    finished = swarm.finish()
+    for peer in swarm.peers:
+        assert finished[peer]["shard"] == int(peer[-1])  # the dead peer's data is nobody's
+        steps = swarm.steps(peer)
+        assert steps[199]["swarm_size"] == steps[199]["models_counted"] == 3
+        assert max(event["wait_s"] for event in steps.values()) < 40
+    for neighbour in ("peer-0", "peer-2"):
+        assert "peer-1 cannot be reached" in swarm.peers[neighbour].log
+    swarm.coordinator.until("finished")
+
+
+def test_a_peer_started_again_resumes_its_checkpoint_and_keeps_its_shard(
+    daemons: Callable[..., Any],
+) -> None:
+    swarm = daemons(*CHAIN, "steps=120", "checkpoint.every=10")
+    swarm.until_step(30)
+    dead = swarm.peers["peer-1"]
+    dead.send(signal.SIGKILL)
+    assert dead.exit_code() == -signal.SIGKILL
+    assert sorted((swarm.directory / "peer-1").glob("checkpoint-*"))
+    again = swarm.add("peer-1", "--resume")
+    back = swarm.coordinator.until("topology", lambda event: event["reason"] == "restarted")
+    assert back["members"] == ["peer-0", "peer-1", "peer-2", "peer-3"]
+    finished = swarm.finish()
+    assert "resumed from the checkpoint of step" in again.log
+    assert finished["peer-1"]["shard"] == 1
+    assert min(swarm.steps("peer-1")) >= 30
+    assert all(swarm.steps(peer)[119]["models_counted"] == 4 for peer in swarm.peers)
