@@ -39,6 +39,7 @@ from peer.algorithms.core import (
     NewView,
     PeerId,
     Received,
+    Reg,
     Run,
     SendDone,
     Tick,
@@ -83,6 +84,7 @@ class Phase(Enum):
 class Pairwise(Algorithm):
     """A method in which two peers at a time average. `step` counts this peer's local training."""
 
+    shared: ClassVar[Reg]  # what this peer offers and replies, and what exchanges change
     holds: ClassVar[bool] = False  # offers that come in while it trains; or answers them at once
 
     def __init__(self, run: Run, options: Options) -> None:
@@ -110,10 +112,6 @@ class Pairwise(Algorithm):
         """Set up the registers, while the live one holds x^(0)."""
 
     @abstractmethod
-    def own(self) -> Lin:
-        """What this peer offers, and what it replies."""
-
-    @abstractmethod
     def initiated(self, x_j: Message | None) -> list[Effect]:
         """End a step as the initiator, with the partner's reply; None: alone."""
 
@@ -137,6 +135,11 @@ class Pairwise(Algorithm):
     @property
     def step(self) -> int:
         return self._step
+
+    @property
+    def turns_done(self) -> int:
+        """How many interactions of its script this peer is done with."""
+        return self._turns.count
 
     @property
     def outcomes(self) -> Counter[Outcome]:
@@ -248,7 +251,7 @@ class Pairwise(Algorithm):
         to = self._partners.pick(candidates, self._step)
         if to:
             deadline = now + self.run.deadline_s
-            return self._exchanges.dial(view, self._step, to, self.own(), deadline)
+            return self._exchanges.dial(view, self._step, to, self._own(), deadline)
         self._partners.begin()
         self._paused_until = now + PAUSE_S * (1 + self._draw.below(PAUSE_PARTS) / PAUSE_PARTS)
         return []
@@ -305,7 +308,7 @@ class Pairwise(Algorithm):
 
     def _answer(self, offer: Received, now: float) -> Effect:
         deadline = now + self.run.deadline_s
-        return self._exchanges.receive(offer, self._view, self._step, self.own(), deadline)
+        return self._exchanges.receive(offer, self._view, self._step, self._own(), deadline)
 
     def _lost(self, head: Head) -> list[Effect]:
         """A message that will not come: an offer is declined; without a reply the call failed."""
@@ -363,6 +366,9 @@ class Pairwise(Algorithm):
         return effects
 
     # --- small things ------------------------------------------------------------------------
+
+    def _own(self) -> Lin:
+        return Lin(((1, self.shared),))
 
     @property
     def _awaits_turn(self) -> bool:

@@ -56,6 +56,7 @@ class Turns:
     next: Turn | None = None
     next_call: Turn | None = None
     scripted = False
+    count = 0  # turns of this peer that are over
 
     @property
     def mine(self) -> bool:
@@ -104,6 +105,7 @@ class Script(Turns):
     def done(self, now: float) -> None:
         if self._turns:
             self._last = self._turns.pop(0).number
+            self.count += 1
         self._since = now
         self._find_next()
 

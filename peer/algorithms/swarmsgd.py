@@ -52,6 +52,7 @@ class SwarmSGD(Pairwise):
     """Averages in pairs, each peer in its own time. `step` counts the exchanges it initiated."""
 
     name = "swarmsgd"
+    shared = COPY
 
     def __init__(self, run: Run, options: pairwise.Options | None = None) -> None:
         self.options = options or Options()
@@ -64,9 +65,6 @@ class SwarmSGD(Pairwise):
     def begin(self) -> list[Effect]:
         x_0 = Lin(((1, X),))
         return [Set(COPY, x_0), Set(START, x_0)]
-
-    def own(self) -> Lin:
-        return OWN
 
     def initiated(self, x_j: Message | None) -> list[Effect]:
         """Form X_i <- avg + delta_i, without a reply X_i <- X_i + delta_i."""

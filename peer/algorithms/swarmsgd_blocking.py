@@ -28,6 +28,7 @@ class BlockingSwarmSGD(Pairwise):
     """Averages in pairs of peers that are both trained. `step` counts this peer's exchanges."""
 
     name = "swarmsgd"
+    shared = X
     holds = True
 
     def __init__(self, run: Run, options: Options | None = None) -> None:
@@ -36,9 +37,6 @@ class BlockingSwarmSGD(Pairwise):
 
     def begin(self) -> list[Effect]:
         return []
-
-    def own(self) -> Lin:
-        return Lin(((1, X),))
 
     def initiated(self, x_j: Message | None) -> list[Effect]:
         if not x_j:

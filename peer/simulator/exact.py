@@ -154,7 +154,7 @@ class ExactBody:
 def views(
     trees: Sequence[Tree] = (),
     graph: Graph | None = None,
-    weights: Mapping[int, Mapping[int, Fraction]] | None = None,
+    weights: Mapping[int, Mapping[int, Coef]] | None = None,
     *,
     epoch: Epoch | None = None,
     effective_step: int = 0,

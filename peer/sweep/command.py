@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias, cast
@@ -79,6 +79,17 @@ Target: TypeAlias = Annotated[
     float | None,
     typer.Option(help="Suboptimality to reach; --tune seeks it, the table says when it was."),
 ]
+Rate: TypeAlias = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
+ProblemFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--problem", metavar="FILE.NPZ", help="Quadratics and graph of a --trace."),
+]
+TraceFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace", metavar="FILE.NPZ", help="Write every model after every step, and no report."
+    ),
+]
 
 
 def simulate(
@@ -105,15 +116,25 @@ def simulate(
     tune: Tune = False,
     target: Target = None,
     stacked: Stacked = None,
+    lr: Rate = None,
+    problem: ProblemFile = None,
+    trace: TraceFile = None,
 ) -> None:
     """Run a swarm on a virtual clock and network, and report as `up` does.
 
     With --sweep, --seeds, --tune or --target it runs many, and writes a table of them in place of
-    a report; a sweep that was cut off goes on where it stopped.
+    a report; a sweep that was cut off goes on where it stopped. With --problem and --trace it runs
+    a method on given quadratics, and writes down all models.
     """
     given = {"peers": peers, "task": task, "algorithm": algorithm, "graph": graph}
+    if problem or trace:
+        idle = {**given, "alpha": alpha, "seed": seed, "config file": config, "algorithm": None}
+        _refuse_idle(idle)
+        _trace(problem, algorithm, steps, lr, set_ or [], trace)
+        return
     flags = {**given, "steps": steps, "alpha": alpha, "seed": seed}
     overrides = [*(set_ or []), *flag_overrides(flags)]
+    overrides += [f"optimizer.lr={lr}"] if lr is not None else []
     resolved = resolve(config, overrides, {})
     how = _stacking(stacked)
     if axes or seeds or tune or target is not None:
@@ -136,6 +157,31 @@ def simulate(
     place = report or Path("reports") / resolved.run_id
     options = session.SessionOptions(place, device, data_dir, as_json, baseline, how or "off")
     raise typer.Exit(session.simulate(resolved, options))
+
+
+def _refuse_idle(flags: Mapping[str, object]) -> None:
+    for name, value in flags.items():
+        if value is not None:
+            problem, remedy = "makes no difference to a trace", "leave it out"
+            raise ConfigError(f"--{name}", str(value), problem, remedy)
+
+
+def _trace(
+    problem: Path | None,
+    algorithm: str | None,
+    steps: int | None,
+    lr: float | None,
+    overrides: Sequence[str],
+    out: Path | None,
+) -> None:
+    if problem is None or out is None:
+        missing = "--problem" if problem is None else "--trace"
+        remedy = "give both the problem and the trace to write"
+        raise ConfigError(missing, None, "missing", remedy)
+    from peer.simulator.trace import run_trace
+
+    run_trace(problem, algorithm, steps, lr, overrides, out)
+    typer.echo(str(out))
 
 
 def _stacking(given: str | None) -> Stacking | None:
