@@ -23,7 +23,7 @@ $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt $(1) | sed -u -n \
 	-e 's|^Successfully installed.*|  done|p'
 endef
 
-.PHONY: help demo test check lint types imports docs proto proto-check proto-lint format clean
+.PHONY: help demo test check lint types imports docs figures proto proto-check proto-lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ imports: $(VENV)/.dev ## import-linter: who may import whom
 docs: $(VENV)/.dev ## Generate what of the documentation follows from the code
 	@$(BIN)/python tools/generate_config_reference.py
 	@$(BIN)/python tools/generate_tables.py
+
+# In the order of their names; ARGS='figure-2 --tune' makes one of them and searches its rates.
+figures: $(VENV)/.dev ## Regenerate the figures of docs/figures.md
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.figures $(ARGS)
 
 proto: $(PROTO_VENV)/.proto ## Generate the code of the wire contract
 	@$(PROTO_VENV)/bin/python tools/generate_proto.py

@@ -1,9 +1,9 @@
 """What the paper leaves out: more local steps between exchanges, for the same bytes.
 
-Every method sends the same number of models per peer; those that take H local steps between
-exchanges compute H times as many gradients. Left, without noise: how far from the optimum the mean
-of the models ends, which is bias where it no longer falls. Right, with noise in the gradients: how
-far the peers' own models end, on average.
+Every method sends the same number of models per peer; one that takes H local steps between
+exchanges computes H times as many gradients. Left, without noise and with so many models that all
+have come to rest: how far from the optimum the mean of the models stays, the bias. Right, with
+noise in the gradients and few models: how far from it the peers' own models end, on average.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ METHODS = (
 )
 LOCAL_STEPS = (1, 4, 16, 64)
 PEERS = 16
-MODELS = 200  # sent by each peer, on average
+MODELS_TO_REST, MODELS = 3000, 200  # sent by each peer, on average
 RATES = torch.logspace(-3, 0, 16, dtype=torch.float64)
-FIXED_RATE = 0.01
+FIXED_RATE = 0.05
 NOISE = 1.0  # sigma^2
 DRY_RUN = 20  # steps, to see what a step costs
 
@@ -45,9 +45,12 @@ class Ended:
 
 
 def figure_local_steps(
-    bench: Bench, counts: Sequence[int] = LOCAL_STEPS, n: int = PEERS, models: int = MODELS
+    bench: Bench,
+    counts: Sequence[int] = LOCAL_STEPS,
+    n: int = PEERS,
+    models: tuple[int, int] = (MODELS_TO_REST, MODELS),
 ) -> None:
-    """Bias at one fixed rate, and accuracy at the best rate, against H."""
+    """Bias at one fixed rate, and with noise the error at the best rate, against H."""
     titles = [f"mean model, no noise, rate {FIXED_RATE:g}", "peers' models, noise, best rate"]
     figure, axes = panels(titles, "local steps H", "suboptimality", xscale="log", yscale="log")
     rows = []
@@ -58,23 +61,25 @@ def figure_local_steps(
             values = [row[column] for row in found]
             axis.plot(counts, values, marker=".", label=f"{algorithm}, {graph}", **style(algorithm))
     axes[0].legend(fontsize=7)
-    measures = ("bias_at_fixed_rate", "best_rate_with_noise", "accuracy_with_noise")
+    measures = ("bias_at_fixed_rate", "best_rate_with_noise", "error_with_noise")
     costs = ("models_sent_per_peer", "gradients_per_peer")
     bench.save(
         "local-steps", ("algorithm", "graph", "local_steps", *costs, *measures), rows, figure
     )
 
 
-def measured(algorithm: str, graph: str, h: int, n: int, models: int) -> tuple[float, ...]:
-    """Models sent and gradients per peer; bias at the fixed rate; best rate with noise, accuracy."""
+def measured(
+    algorithm: str, graph: str, h: int, n: int, models: tuple[int, int]
+) -> tuple[float, ...]:
+    """Models sent and gradients per peer; bias at the fixed rate; best rate with noise, error."""
     dry = end(config_of(algorithm, graph, h, n, DRY_RUN), RATES[:1], 0.0).cost
-    steps = max(2, round(models / dry.models_sent_per_step.mean))
-    config = config_of(algorithm, graph, h, n, steps)
-    exact = end(config, torch.tensor([FIXED_RATE], dtype=torch.float64), 0.0)
-    noisy = end(config, RATES, NOISE)
+    many, few = (max(2, round(k / dry.models_sent_per_step.mean)) for k in models)
+    fixed = torch.tensor([FIXED_RATE], dtype=torch.float64)
+    exact = end(config_of(algorithm, graph, h, n, many), fixed, 0.0)
+    noisy = end(config_of(algorithm, graph, h, n, few), RATES, NOISE)
     k = int(noisy.peers.nan_to_num(torch.inf).argmin())
-    sent = exact.cost.models_sent_per_step.mean * steps
-    gradients = exact.cost.gradient_evaluations / n
+    sent = noisy.cost.models_sent_per_step.mean * few
+    gradients = noisy.cost.gradient_evaluations / n
     return sent, gradients, float(exact.mean_model[0]), float(RATES[k]), float(noisy.peers[k])
 
 

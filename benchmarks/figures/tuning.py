@@ -18,8 +18,8 @@ from coordinator.graph_files import LabelledGraph
 from peer.tasks.quadratics import Problem
 from relayswarm.config import RunConfig
 
-LOWEST, HIGHEST = 0.003, 8.0  # rates searched; L = 1, so above 2 only delayed models converge
-GRID, ROUNDS = 20, 3
+LOWEST, HIGHEST = 0.003, 40.0  # rates; L = 1, so above 2 only those converge that lose of updates
+GRID, ROUNDS = 24, 3
 SETTLED = 1.3  # a run is watched for so many times the steps it took, to see it stay there
 
 
