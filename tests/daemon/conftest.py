@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,12 @@ class Swarm:
         for peer_id, process in self.peers.items():
             if peer_id not in but:
                 process.until_step(step)
+
+    def poll(self, condition: Callable[[], Any], what: str) -> None:
+        """Ask until it is so: for what a process does not announce, but tells who asks."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, f"asked in vain whether {what}"
 
     def finish(self) -> dict[str, Event]:
         """Wait until all peers have ended well; returns their `peer_finished` events."""
