@@ -30,6 +30,7 @@ from typing import TypeAlias
 from peer.algorithms.core import (
     LIVE,
     Coef,
+    Conserved,
     Effect,
     Head,
     Kind,
@@ -60,6 +61,7 @@ class AllReduce(Synchronous):
     """The mean of all models in every step. Messages kept: one per edge."""
 
     name = "allreduce"
+    conserves = Conserved.MEAN
     kind = Kind.RELAY  # up: a sum of models; down: their mean, with the count of all
 
     def __init__(self, run: Run, options: Options | None = None) -> None:

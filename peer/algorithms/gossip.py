@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from peer.algorithms.core import (
     LIVE,
     Coef,
+    Conserved,
     Effect,
     Head,
     Kind,
@@ -57,6 +58,7 @@ class Gossip(Synchronous):
     """A method that mixes with all direct neighbours in every step."""
 
     kind = Kind.GOSSIP
+    conserves = Conserved.MEAN
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)

@@ -26,6 +26,7 @@ from peer.algorithms.core import (
     Algorithm,
     Averaged,
     Cancel,
+    Conserved,
     Drop,
     DropReason,
     Effect,
@@ -85,6 +86,7 @@ class Pairwise(Algorithm):
     """A method in which two peers at a time average. `step` counts this peer's local training."""
 
     shared: ClassVar[Reg]  # what this peer offers and replies, and what exchanges change
+    conserves = Conserved.WEIGHT
     holds: ClassVar[bool] = False  # offers that come in while it trains; or answers them at once
 
     def __init__(self, run: Run, options: Options) -> None:

@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 from peer.algorithms.core import (
     Coef,
+    Conserved,
     Drop,
     DropReason,
     Effect,
@@ -47,6 +48,7 @@ class Relaying(Synchronous):
     relayed, and this step's)."""
 
     kind = Kind.RELAY
+    conserves = Conserved.WEIGHT
     uses_late = True
 
     def __init__(self, run: Run, *, lag: int = 0) -> None:

@@ -32,6 +32,7 @@ from typing import Literal
 from peer.algorithms.core import (
     LIVE,
     Coef,
+    Conserved,
     Effect,
     Head,
     Kind,
@@ -73,6 +74,7 @@ class SGP(Synchronous):
 
     name = "sgp"
     kind = Kind.PUSH
+    conserves = Conserved.MEAN
 
     def __init__(self, run: Run, options: Options | None = None) -> None:
         super().__init__(run)
