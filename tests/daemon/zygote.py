@@ -102,7 +102,20 @@ def main() -> None:
     gc.freeze()
     arguments = serve(socket.socket(fileno=int(sys.argv[1])))
     if arguments is not None:
+        run(arguments)
+
+
+def run(arguments: list[str]) -> None:
+    """Be `relayswarm`; but do not take apart, at the end, all that was imported before the fork."""
+    try:
         import_module("peer.cli").main(arguments)
+    except SystemExit as end:
+        for thread in threading.enumerate():
+            if not thread.daemon and thread is not threading.main_thread():
+                thread.join()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))
 
 
 if __name__ == "__main__":
