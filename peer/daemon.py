@@ -29,6 +29,7 @@ from peer.algorithms.core import (
     Finished,
     Gone,
     Head,
+    Kind,
     Message,
     NewView,
     PeerId,
@@ -314,6 +315,8 @@ class Daemon:
     # --- Handler: called by transport threads ------------------------------------------------
 
     def admit(self, head: Head) -> Verdict:
+        if self._finished and head.kind is Kind.OFFER:
+            return Verdict.STALE_STEP  # it would wait for an answer: the core loop has ended
         return self.algorithm.admit(head)
 
     def received(self, head: Head, vectors: tuple[Tensor, ...]) -> None:

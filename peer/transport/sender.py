@@ -229,11 +229,12 @@ class Sender:
             self._missed()
         elif code is not grpc.StatusCode.CANCELLED:
             self._reached()
-        if code in _PASSING:
+        if code in _PASSING and not letter.is_call:  # a caller would rather call somebody else
             wait_s = FIRST_BACKOFF_S * growth(letter.attempt)
             self._again(letter, min(wait_s, LONGEST_BACKOFF_S), code.name)
         else:
-            log.warning("%s refuses a message: %s", self._peer, code.name)
+            if code not in _PASSING:
+                log.warning("%s refuses a message: %s", self._peer, code.name)
             self._finish(letter, None)
 
     def _reached(self) -> None:

@@ -52,6 +52,17 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
 COMPARED = ("step", "loss", "models_counted", "swarm_size", "missed", "late")
 
 
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_nobody_waits_for_peers_that_have_finished(daemons: Callable[..., Any], name: str) -> None:
+    """Without a script peers end at different times; calls to those that have are refused, or find
+    nobody, and the deadline of a call is never met."""
+    swarm = daemons(*COMMON[1:], "steps=30", f"algorithm.name={name}")
+    swarm.finish()
+    waits = [event["wait_s"] for peer in swarm.peers.values() for event in peer.events("step")]
+    assert len(waits) == 4 * 30
+    assert max(waits) < 50
+
+
 @pytest.mark.parametrize("case", SETTINGS)
 def test_daemons_end_as_in_the_simulator(daemons: Callable[..., Any], case: str) -> None:
     swarm = daemons(*COMMON, f"algorithm.name={case.split()[0]}", *SETTINGS[case])
