@@ -5,8 +5,9 @@ that the same effects give the same bits wherever they are evaluated and however
 into chunks.
 
 An outgoing sum is not formed when it is emitted but while it is sent. If one of its registers is
-overwritten before that, the register is first copied once, for all who still read it: at most one
-model-sized copy, however many streams are slow.
+overwritten before that, the register is first copied once, for all who still read that value:
+however many streams are slow, there are no more copies than steps of which messages are under way
+(two, by rule R7).
 """
 
 from __future__ import annotations
@@ -79,10 +80,11 @@ class Registers:
 
     def about_to_write(self, name: str) -> None:
         """Copy `name` for those who still read it; to be called before anything overwrites it."""
+        live = self._tensors[name]
         with self._guard:
-            readers = [reader for reader in self._readers if reader.reads(name)]
+            readers = [reader for reader in self._readers if reader.reads(name, live)]
             if readers:
-                copy = self._tensors[name].clone()
+                copy = live.clone()
                 for reader in readers:
                     reader.tensors[name] = copy
 
@@ -102,14 +104,14 @@ class Outgoing:
         self.tensors = tensors
         self._start = start
         self._guard = guard
-        self._done = False
         self.sections = len(lins)
         self.elements = stop - start
         self._names = {ref.name for lin in lins for _, ref in lin.terms if isinstance(ref, Reg)}
 
-    def reads(self, name: str) -> bool:
-        """Whether `name` may still be read from here."""
-        return name in self._names and not self._done
+    def reads(self, name: str, live: Tensor) -> bool:
+        """Whether register `name`, stored in `live`, may still be read from here; not if this
+        reader has been given its own copy of an earlier value."""
+        return name in self._names and self.tensors.get(name) is live
 
     def read(self, section: int, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a section, as a new tensor."""
@@ -119,7 +121,6 @@ class Outgoing:
 
     def close(self) -> None:
         """It has been read; its registers and messages are let go."""
-        self._done = True
         self.tensors = {}
         self._lins = ()
 

@@ -1,0 +1,259 @@
+"""Linear combinations in torch: exact, however they are cut; read as they were when emitted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from peer.algorithms.core import LIVE, Epoch, Head, Kind, Lin, Message, Reg, Role
+from peer.registers import Registers, evaluate, span
+
+X, OLD, FIX = Reg(LIVE), Reg("old"), Reg("correction")
+ROLES = {"old": Role.MODEL, "correction": Role.CORRECTION}
+D = 11
+PATIENCE_S = 20.0
+
+COEFS = st.integers(-4, 4) | st.floats(-2, 2) | st.fractions(-2, 2, max_denominator=7)
+DIVISORS = st.integers(1, 7) | st.sampled_from([0.5, Fraction(3, 4)])
+
+
+def head(kind: Kind = Kind.RELAY, tree: int = 0) -> Head:
+    return Head("peer-1", 1, Epoch(1, 1), 0, kind, tree=tree)
+
+
+def message(payload: Tensor, tree: int = 0) -> Message:
+    return Message(head(tree=tree), 0, payload)
+
+
+def make(live: Tensor | None = None, buffers: int = 0, chunk: int = 3) -> Registers:
+    """Registers of `D` elements, of which the last `buffers` are float buffers."""
+    live = torch.arange(1.0, D + 1) if live is None else live
+    registers = Registers(live, ROLES, live.numel() - buffers)
+    registers.chunk = chunk
+    return registers
+
+
+# --- arithmetic -----------------------------------------------------------------------------------
+
+
+def test_registers_start_as_zeros_and_the_live_one_is_the_model() -> None:
+    live = torch.ones(D)
+    registers = make(live)
+    assert registers[LIVE] is live
+    assert not registers["old"].any()
+    assert not registers["correction"].any()
+
+
+def test_a_combination_multiplies_then_adds_and_divides_last() -> None:
+    """In single precision (0.1 x + y) / 3 has one result in that order only."""
+    registers = make(torch.full((D,), 0.7))
+    y = torch.full((D,), 1.3)
+    registers.set(X, Lin(((0.1, X), (1, message(y))), divisor=3))
+    expected = (torch.tensor(0.7) * 0.1 + torch.tensor(1.3)) / 3
+    assert torch.equal(registers[LIVE], expected.expand(D))
+
+
+def test_coefficients_may_be_fractions() -> None:
+    registers = make()
+    registers.set(OLD, Lin(((Fraction(1, 2), X),), divisor=Fraction(1, 4)))
+    assert torch.equal(registers["old"], 2 * registers[LIVE])
+
+
+def test_the_empty_combination_is_zero() -> None:
+    registers = make()
+    registers.set(X, Lin(()))
+    assert not registers[LIVE].any()
+
+
+def test_a_register_may_stand_in_its_own_combination() -> None:
+    registers = make()
+    before = registers[LIVE].clone()
+    registers.set(X, Lin(((1, X), (1, X)), divisor=4))
+    assert torch.equal(registers[LIVE], before / 2)
+
+
+@given(
+    coefs=st.lists(COEFS, min_size=1, max_size=4),
+    divisor=DIVISORS,
+    chunk=st.integers(1, D + 2),
+    seed=st.integers(0, 100),
+)
+def test_how_it_is_cut_into_chunks_makes_no_difference(
+    coefs: list[Any], divisor: Any, chunk: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = [torch.randn(D, generator=generator) for _ in coefs]
+    lin = Lin(tuple((c, message(v)) for c, v in zip(coefs, vectors, strict=True)), divisor)
+    registers = make(chunk=chunk)
+    registers.set(X, lin)
+    whole = evaluate(lin, {LIVE: registers[LIVE]}, 0, D, 0)
+    assert torch.equal(registers[LIVE], whole)
+    outgoing = registers.outgoing((lin,), head())
+    parts = [outgoing.read(0, a, min(a + chunk, D)) for a in range(0, D, chunk)]
+    assert torch.equal(torch.cat(parts), whole)
+    exact = [
+        sum(Fraction(c) * Fraction(float(v[k])) for c, v in zip(coefs, vectors, strict=True))
+        / Fraction(divisor)
+        for k in range(D)
+    ]
+    assert torch.allclose(
+        whole.double(),
+        torch.tensor([float(value) for value in exact]).double(),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_the_norm_is_euclidean_and_in_double_precision() -> None:
+    registers = make(torch.full((D,), 1e30))
+    assert registers.norm(Lin(((3, X),))) == pytest.approx(3e30 * D**0.5)
+    assert registers.norm(Lin(((1, X), (-1, X)))) == 0
+
+
+# --- halves ---------------------------------------------------------------------------------------
+
+
+@given(elements=st.integers(1, 50))
+def test_two_trees_share_the_vector_without_gap_or_overlap(elements: int) -> None:
+    """The first half is the longer one: [0, ceil(d/2))."""
+    (a, b), (c, d) = span(elements, 0, 2), span(elements, 1, 2)
+    assert (a, b, c, d) == (0, (elements + 1) // 2, b, elements)
+    assert span(elements, 0, 1) == (0, elements)
+
+
+@pytest.mark.parametrize(("tree", "start", "stop"), [(0, 0, 6), (1, 6, 11)])
+def test_a_tree_sets_and_measures_its_half_alone(tree: int, start: int, stop: int) -> None:
+    registers = make()
+    registers.split(2)
+    before = registers[LIVE].clone()
+    payload = torch.full((stop - start,), 5.0)
+    lin = Lin(((1, message(payload, tree)),))
+    registers.set(X, lin, tree)
+    assert torch.equal(registers[LIVE][start:stop], payload)
+    assert torch.equal(registers[LIVE][:start], before[:start])
+    assert torch.equal(registers[LIVE][stop:], before[stop:])
+    assert registers.norm(lin, tree) == pytest.approx(5 * (stop - start) ** 0.5)
+
+
+@pytest.mark.parametrize(("tree", "start", "stop"), [(0, 0, 6), (1, 6, 11)])
+def test_a_message_carries_its_trees_half(tree: int, start: int, stop: int) -> None:
+    registers = make()
+    registers.split(2)
+    relayed = message(torch.ones(stop - start), tree)
+    outgoing = registers.outgoing((Lin(((1, X), (1, relayed))),), head(tree=tree))
+    assert (outgoing.sections, outgoing.elements) == (1, stop - start)
+    got = outgoing.read(0, 0, stop - start)
+    assert torch.equal(got, registers[LIVE][start:stop] + 1)
+
+
+def test_gossip_carries_the_whole_vector_also_where_there_are_two_trees() -> None:
+    registers = make()
+    registers.split(2)
+    lins = (Lin(((1, X),)), Lin(((2, X),)))
+    outgoing = registers.outgoing(lins, head(Kind.GOSSIP))
+    assert (outgoing.sections, outgoing.elements) == (2, D)
+    assert torch.equal(outgoing.read(1, 2, 5), 2 * registers[LIVE][2:5])
+
+
+# --- buffers --------------------------------------------------------------------------------------
+
+
+def test_corrections_stay_zero_on_float_buffers() -> None:
+    """A correction could make a variance negative."""
+    registers = make(buffers=4)
+    registers.set(FIX, Lin(((1, X),)))
+    registers.set(OLD, Lin(((1, X),)))
+    assert torch.equal(registers["correction"][: D - 4], registers[LIVE][: D - 4])
+    assert not registers["correction"][D - 4 :].any()
+    assert torch.equal(registers["old"], registers[LIVE])
+
+
+# --- copy on write --------------------------------------------------------------------------------
+
+Overwrite = Callable[[Registers], None]
+
+
+def by_set(registers: Registers) -> None:
+    registers.set(X, Lin(()))
+
+
+def by_training(registers: Registers) -> None:
+    registers.about_to_write(LIVE)
+    registers[LIVE].zero_()
+
+
+@pytest.mark.parametrize("overwrite", [by_set, by_training])
+def test_a_slow_reader_gets_the_value_from_when_it_was_emitted(overwrite: Overwrite) -> None:
+    registers = make()
+    before = registers[LIVE].clone()
+    outgoing = registers.outgoing((Lin(((2, X),)),), head())
+    first = outgoing.read(0, 0, 4)
+    overwrite(registers)
+    rest = outgoing.read(0, 4, D)
+    assert torch.equal(torch.cat([first, rest]), 2 * before)
+    assert not registers[LIVE].any()
+
+
+def test_all_slow_readers_share_one_copy() -> None:
+    registers = make()
+    readers = [registers.outgoing((Lin(((k, X),)),), head()) for k in range(1, 4)]
+    by_set(registers)
+    (copy,) = {id(reader.tensors[LIVE]) for reader in readers}
+    assert copy != id(registers[LIVE])
+    by_set(registers)  # they have got their copy: no other is made
+    assert {id(reader.tensors[LIVE]) for reader in readers} == {copy}
+
+
+def test_nothing_is_copied_that_nobody_reads_any_more() -> None:
+    registers = make()
+    closed, other = (registers.outgoing((Lin(((1, reg),)),), head()) for reg in (X, OLD))
+    closed.close()
+    by_set(registers)
+    assert closed.tensors == {}
+    assert other.tensors[LIVE] is registers[LIVE]  # which it does not read
+
+
+def test_a_value_emitted_after_a_write_is_of_after_it() -> None:
+    registers = make()
+    earlier = registers.outgoing((Lin(((1, X),)),), head())
+    by_set(registers)
+    later = registers.outgoing((Lin(((1, X),)),), head())
+    registers.set(X, Lin(((1, message(torch.full((D,), 9.0))),)))
+    assert torch.equal(earlier.read(0, 0, D), torch.arange(1.0, D + 1))
+    assert not later.read(0, 0, D).any()
+
+
+def test_readers_in_other_threads_never_see_a_write() -> None:
+    """Transport threads read chunk by chunk while the core thread goes on writing."""
+    size, rounds = 3000, 60
+    registers = make(torch.zeros(size), chunk=256)
+    started = threading.Semaphore(0)
+    mixed: list[int] = []
+
+    def read(outgoing: Any, expected: int) -> None:
+        first = outgoing.read(0, 0, 100)
+        started.release()
+        rest = [outgoing.read(0, a, min(a + 100, size)) for a in range(100, size, 100)]
+        if not torch.equal(torch.cat([first, *rest]), torch.full((size,), float(expected))):
+            mixed.append(expected)
+        outgoing.close()
+
+    threads = []
+    for step in range(rounds):
+        outgoing = registers.outgoing((Lin(((1, X),)),), head())
+        threads.append(threading.Thread(target=read, args=(outgoing, step)))
+        threads[-1].start()
+        assert started.acquire(timeout=PATIENCE_S)  # it is in the middle of reading
+        registers.set(X, Lin(((1, X), (1, message(torch.ones(size))))))
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert not mixed
+    assert torch.equal(registers[LIVE], torch.full((size,), float(rounds)))
