@@ -60,6 +60,7 @@ def figure_local_steps(
         for axis, column in zip(axes, (2, 4), strict=True):
             values = [row[column] for row in found]
             axis.plot(counts, values, marker=".", label=f"{algorithm}, {graph}", **style(algorithm))
+    axes[0].set_ylim(1e-8, 1)  # below, there is no bias
     axes[0].legend(fontsize=7)
     measures = ("bias_at_fixed_rate", "best_rate_with_noise", "error_with_noise")
     costs = ("models_sent_per_peer", "gradients_per_peer")

@@ -35,7 +35,7 @@ ALL = (
     Series("gradient-tracking", "heap-binary-tree", 30),
     Series("sgp", "exponential", 10),
 )
-LEAST_STEPS = 300
+LEAST_STEPS = 600
 
 
 def figure_2(

@@ -20,7 +20,7 @@ from relayswarm.config import RunConfig
 
 LOWEST, HIGHEST = 0.003, 40.0  # rates; L = 1, so above 2 only those converge that lose of updates
 GRID, ROUNDS = 24, 3
-SETTLED = 1.3  # a run is watched for so many times the steps it took, to see it stay there
+SETTLED = 2.0  # a run is watched for so many times the steps it took, to see it stay there
 
 
 def steps_to(curve: Tensor, epsilon: float) -> Tensor:

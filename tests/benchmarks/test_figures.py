@@ -109,7 +109,7 @@ def test_local_steps_are_paid_with_bias(bench: Bench) -> None:
     rows = rows_of(bench, "local-steps")
     bias = {(r["algorithm"], r["local_steps"]): float(r["bias_at_fixed_rate"]) for r in rows}
     for algorithm in ("relaysgd", "d2", "gradient-tracking", "local-sgd"):
-        assert bias[algorithm, "1"] < 0.01 * bias[algorithm, "16"]
+        assert bias[algorithm, "1"] < 0.05 * bias[algorithm, "16"]
         assert bias[algorithm, "16"] == pytest.approx(bias["local-sgd", "16"], rel=0.02)
     sent = {round(float(row["models_sent_per_peer"])) for row in rows}
     assert all(15 <= models <= 25 for models in sent)
