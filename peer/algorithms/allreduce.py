@@ -46,8 +46,8 @@ from peer.algorithms.core import (
     View,
     peer_order,
 )
-from peer.algorithms.slots import Label, label_of
-from peer.algorithms.synchronous import Edge, Inbox, Phase, Synchronous
+from peer.algorithms.slots import Edge, Inbox, Label, label_of
+from peer.algorithms.synchronous import Phase, Synchronous
 
 X = Reg(LIVE)
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from peer.algorithms.core import LIVE, Coef, Effect, Lin, Reg, Role, Run, Set, View
 from peer.algorithms.relaying import Relaying, Terms
-from peer.algorithms.synchronous import Edge, Inbox
+from peer.algorithms.slots import Edge, Inbox
 
 X = Reg(LIVE)
 PREVIOUS = Reg("previous")  # x^(t)

@@ -48,8 +48,8 @@ from peer.algorithms.core import (
     Verdict,
     View,
 )
-from peer.algorithms.slots import Label
-from peer.algorithms.synchronous import Edge, Inbox, Synchronous, Unfit
+from peer.algorithms.slots import Edge, Inbox, Label
+from peer.algorithms.synchronous import Synchronous, Unfit
 
 X = Reg(LIVE)
 

@@ -18,12 +18,19 @@ misses on both sides of an edge.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
-from peer.algorithms.core import DropReason, Head, Received, Verdict
+from peer.algorithms.core import DropReason, Head, PeerId, Received, Verdict
+
+Edge: TypeAlias = tuple[int, PeerId]
+"""(tree, neighbour); the tree is 0 for methods without trees."""
 
 Label: TypeAlias = tuple[int, int]
 """(step, round): what messages over an edge are ordered by."""
+
+Inbox: TypeAlias = Mapping[Edge, Received | None]
+"""What is there to use; None: nothing came over that edge."""
 
 TIME_OUTS_BEFORE_SILENT = 3
 

@@ -15,9 +15,8 @@ concern a single edge are in `slots` and `sending`. R9 (a finished peer lingers)
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from enum import Enum
-from typing import ClassVar, TypeAlias
+from typing import ClassVar
 
 from peer.algorithms.core import (
     Algorithm,
@@ -45,12 +44,7 @@ from peer.algorithms.core import (
     View,
 )
 from peer.algorithms.sending import UnderWay
-from peer.algorithms.slots import DROP_REASONS, Label, Slot, label_of
-
-Edge: TypeAlias = tuple[int, PeerId]
-"""(tree, neighbour); the tree is 0 for methods without trees."""
-
-Inbox: TypeAlias = Mapping[Edge, Received | None]
+from peer.algorithms.slots import DROP_REASONS, Edge, Inbox, Label, Slot, label_of
 
 
 class Phase(Enum):
