@@ -18,7 +18,7 @@ from peer.transport.contract import Contract, Outgoing, Span
 from peer.transport.wire import CHUNK_BYTES, chunk_bytes, header, unary_bytes
 from relayswarm.peer.v1 import peer_pb2 as pb
 
-Slot: TypeAlias = tuple[Kind, int, bool]
+Slot: TypeAlias = tuple[Kind, int]
 
 
 class Letter:
@@ -57,8 +57,8 @@ class Letter:
 
     @property
     def slot(self) -> Slot:
-        """Messages of one slot are sent one after the other; extra copies have their own."""
-        return (self.head.kind, self.head.tree, self.extra)
+        """Messages of one slot are sent one after the other."""
+        return (self.head.kind, self.head.tree)
 
     @property
     def is_call(self) -> bool:

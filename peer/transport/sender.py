@@ -122,8 +122,8 @@ class Sender:
         """Returns what is given up for it unsent."""
         slot = self._slots[letter.slot]
         slot.append(letter)
-        oldest = slot[0]
-        return [oldest] if len(slot) > BACKLOG and self._give_up(oldest) else []
+        proper = [letter for letter in slot if not letter.extra]
+        return [proper[0]] if len(proper) > BACKLOG and self._give_up(proper[0]) else []
 
     def _give_up(self, letter: Letter) -> bool:
         """Take a letter out; True if the caller is to report it, else the thread will."""

@@ -172,6 +172,20 @@ def test_a_planned_duplicate_arrives_twice_and_is_reported_once(tools: Any, elem
     assert outgoing.closed == 1
 
 
+def test_a_copy_does_not_overtake_the_message_before(tools: Any) -> None:
+    """Whoever has the newer message does not wait for the older one any more."""
+    faults = FaultsConfig(duplicate=1.0, jitter_s=0.1)
+    swarm = tools.Swarm(tools, plan=FaultPlan(faults, seed=0))
+    swarm.handler.keep = False
+    for step in range(0, 12, 2):
+        swarm.send(step)
+        swarm.send(step + 1)
+        swarm.reports.wait("sent", step + 2)
+    received = swarm.handler.wait("received", 24)
+    steps = [head.step for head, _ in received]
+    assert steps == sorted(steps)
+
+
 @pytest.mark.parametrize("elements", [1000, LARGE])
 def test_a_planned_delay_is_kept_to(tools: Any, elements: int) -> None:
     swarm = tools.Swarm(tools, elements, FaultPlan(FaultsConfig(delay_s=0.1, jitter_s=0.1), seed=0))
