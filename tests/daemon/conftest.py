@@ -207,9 +207,9 @@ class Swarm:
         self.peers[peer_id] = process
         return process
 
-    def add_all(self, *flags: str) -> None:
+    def add_all(self, *flags: str, path: Sequence[Path] = ()) -> None:
         for k in range(self.config.peers):
-            self.add(f"peer-{k}", *flags)
+            self.add(f"peer-{k}", *flags, path=path)
 
     def until_step(self, step: int, *but: str) -> None:
         """Wait until all peers, but for some, have announced this step, or a later one."""
@@ -260,6 +260,36 @@ LISTEN = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--refle
 Daemons = Callable[..., Swarm]
 
 
+TASK = """
+from torch import nn
+from peer.tasks.digits import Digits
+
+class Theirs(Digits):
+    name = "theirs"
+
+    def model(self):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, {hidden}), nn.Linear({hidden}, 10))
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path) -> Callable[[int], Path]:
+    """Makes a folder with a package that offers the task `theirs`, with so many hidden units."""
+
+    def install(hidden: int) -> Path:
+        folder = tmp_path / f"theirs-{hidden}"
+        metadata = folder / "theirs-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (folder / "theirs.py").write_text(TASK.format(hidden=hidden), encoding="utf-8")
+        (metadata / "METADATA").write_text("Name: theirs\nVersion: 1.0\n", encoding="utf-8")
+        (metadata / "entry_points.txt").write_text(
+            "[relayswarm.tasks]\ntheirs = theirs:Theirs\n", encoding="utf-8"
+        )
+        return folder
+
+    return install
+
+
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
     zygote = Zygote()
@@ -276,12 +306,12 @@ def daemons(zygote: Zygote, tmp_path: Path) -> Iterator[Daemons]:
     swarms: list[Swarm] = []
     numbers = itertools.count()
 
-    def start(*settings: str, start: bool = True, **top: Any) -> Swarm:
+    def start(*settings: str, start: bool = True, path: Sequence[Path] = (), **top: Any) -> Swarm:
         given = [*settings, *(f"{key}={json.dumps(value)}" for key, value in top.items())]
         swarm = Swarm(zygote, tmp_path / f"swarm-{next(numbers)}", run_config.parse("", given))
         swarms.append(swarm)
         if start:
-            swarm.add_all()
+            swarm.add_all(path=path)
         return swarm
 
     yield start

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,6 +57,12 @@ RELAYING = {
         "topology.tree=double-binary-trees",
         "faults.drop=0.2",
     ),
+    "late, in any order, and twice": (
+        "topology.graph=ring",
+        "faults.delay_s=0.002",
+        "faults.jitter_s=0.02",
+        "faults.duplicate=0.3",
+    ),
     "noisy gradients": ("topology.graph=chain", "task.options={gradient_noise=1.0}"),
 }
 
@@ -101,6 +108,22 @@ def test_relaying_ends_as_in_the_simulator(
     daemons: Callable[..., Any], settings: tuple[str, ...]
 ) -> None:
     assert_identical(daemons(*PATIENT, *QUADRATICS, *settings))
+
+
+@pytest.mark.parametrize("tree", ["spanning-tree", "double-binary-trees"])
+def test_models_that_are_still_sent_when_the_next_step_begins_end_as_in_the_simulator(
+    daemons: Callable[..., Any],
+    install: Callable[[int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tree: str,
+) -> None:
+    """Above 1 MiB a message is formed while it is sent; what it is formed from moves on."""
+    theirs = install(9000)  # 675,010 parameters
+    monkeypatch.syspath_prepend(str(theirs))
+    edge = "faults.edge=[{sender = 'peer-0', receiver = 'peer-1', delay_s = 0.1}]"
+    settings = ("task.name=theirs", "data.batch_size=8", "steps=12", "peers=3", edge)
+    graph = ("topology.graph=complete", f"topology.tree={tree}")
+    assert_identical(daemons(*PATIENT, *settings, *graph, path=[theirs]))
 
 
 @pytest.mark.parametrize("name", SYNCHRONOUS)

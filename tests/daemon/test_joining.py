@@ -12,29 +12,6 @@ import pytest
 
 QUADRATICS = ("task.name=quadratics", "topology.graph=chain", "steps=20")
 
-TASK = """
-from torch import nn
-from peer.tasks.digits import Digits
-
-class Changing(Digits):
-    name = "changing"
-
-    def model(self):
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, {hidden}), nn.Linear({hidden}, 10))
-"""
-
-
-def install(folder: Path, hidden: int) -> Path:
-    """A package that offers the task `changing`, in the version with so many hidden units."""
-    metadata = folder / "changing-1.0.dist-info"
-    metadata.mkdir(parents=True)
-    (folder / "changing.py").write_text(TASK.format(hidden=hidden), encoding="utf-8")
-    (metadata / "METADATA").write_text("Name: changing\nVersion: 1.0\n", encoding="utf-8")
-    (metadata / "entry_points.txt").write_text(
-        "[relayswarm.tasks]\nchanging = changing:Changing\n", encoding="utf-8"
-    )
-    return folder
-
 
 def test_a_late_joiner_takes_over_a_members_model(daemons: Callable[..., Any]) -> None:
     swarm = daemons(
@@ -64,12 +41,13 @@ def test_more_peers_than_shards_share_them(daemons: Callable[..., Any]) -> None:
     assert sorted(event["shard"] for event in finished.values()) == [0, 0, 1]
 
 
-def test_another_model_is_refused(daemons: Callable[..., Any], tmp_path: Path) -> None:
+def test_another_model_is_refused(
+    daemons: Callable[..., Any], install: Callable[[int], Path]
+) -> None:
     """As when a task's package is newer on one machine than on the others."""
-    swarm = daemons("task.name=changing", "topology.graph=chain", peers=2, start=False)
-    old, new = install(tmp_path / "old", 20), install(tmp_path / "new", 30)
-    swarm.add("peer-0", path=[old]).until("waiting")
-    other = swarm.add("peer-1", path=[new])
+    swarm = daemons("task.name=theirs", "topology.graph=chain", peers=2, start=False)
+    swarm.add("peer-0", path=[install(20)]).until("waiting")
+    other = swarm.add("peer-1", path=[install(30)])
     assert other.exit_code() == 3
     (line,) = other.log.splitlines()
     assert re.search(r"refused: model_fingerprint = 0x\w{16}: the run's is 0x\w{16}", line)
@@ -97,7 +75,9 @@ def test_a_coordinator_that_is_not_there_is_awaited_for_a_while(
         lonely = swarm.add("peer-0", "--patience", "1", coordinator=address)
         assert lonely.exit_code() == 3
     last = lonely.log.splitlines()[-1]
-    assert last.startswith(f"error: --coordinator = '{address}': no coordinator answered within 1 s")
+    assert last.startswith(
+        f"error: --coordinator = '{address}': no coordinator answered within 1 s"
+    )
 
 
 @pytest.mark.parametrize("flag", ["--listen", "--metrics-listen"])

@@ -1,8 +1,8 @@
 """Starts `relayswarm` commands by forking a process that has imported everything already.
 
 Importing torch costs seconds of processor time, a fork milliseconds. Started by `conftest.py` with
-one end of a socket. A request is {"arguments": [...], "path": [...]}, the latter folders in front of
-`sys.path`, with two file descriptors, for standard output and error. Answers are lines of JSON:
+one end of a socket. A request is {"arguments": [...], "path": [...]} (folders for the front of
+`sys.path`), with two file descriptors, for standard output and error. Answers are lines of JSON:
 {"started": pid}, {"ended": pid, "exit_code": code}. When the socket is closed, all children are
 killed.
 """
