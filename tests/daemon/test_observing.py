@@ -79,6 +79,16 @@ def test_a_model_can_be_read_at_any_time(daemons: Callable[..., Any]) -> None:
     swarm.finish()
 
 
+def test_a_model_can_be_read_of_a_peer_that_never_waits(daemons: Callable[..., Any]) -> None:
+    """Alone, it begins each step as soon as the last one is done."""
+    slow = "faults.slow={peer-0 = 10}"
+    swarm = daemons("task.name=quadratics", "steps=600", slow, peers=1)
+    peer = swarm.peers["peer-0"]
+    peer.until_step(5)
+    assert 5 <= read_model(started(peer)["address"]).step < 600
+    swarm.finish()
+
+
 def test_a_finished_peer_serves_those_who_still_need_it(lingering: Any) -> None:
     """R9: it goes on serving, renews its lease, and says that it has finished."""
     peer = lingering.peers["peer-0"]
