@@ -26,7 +26,7 @@ class LabelledGraph(NamedTuple):
 def read_graph(path: Path) -> LabelledGraph:
     """Read a graph file. Raises `GraphError` if it is missing, no text, or no valid graph."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         problem = error.strerror or "unreadable"
         raise GraphError("graph file", str(path), problem, "give a file to read") from error

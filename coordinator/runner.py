@@ -20,10 +20,10 @@ from coordinator.graphs import GraphError
 from coordinator.metrics import Metrics, MetricsServer
 from coordinator.service import CoordinatorServer
 from coordinator.store import Store
-from coordinator.views import FILE, check_names
+from coordinator.views import FILE, as_config_error, check_graph
 from relayswarm import config as run_config
 from relayswarm.config import RunConfig
-from relayswarm.errors import ConfigError, ExitCode, QuorumError
+from relayswarm.errors import ExitCode, QuorumError
 
 NAP_S = 1.0
 """A signal that comes just before the main thread falls asleep is seen after this long."""
@@ -107,25 +107,16 @@ def _config(options: Options, store: Store) -> RunConfig:
     """From --config, or else the run that the store holds, or else defaults; then --set."""
     stored = store.stored_config()
     if stored and options.config is None:
-        config = run_config.parse(stored.to_toml(), options.overrides)
-    else:
-        config = run_config.load(options.config, options.overrides)
-    try:
-        check_names(config)
-    except GraphError as error:
-        raise _as_config_error(error) from error
-    return config
+        return run_config.parse(stored.to_toml(), options.overrides)
+    return run_config.load(options.config, options.overrides)
 
 
 def _file_graph(config: RunConfig) -> LabelledGraph | None:
-    if config.topology.graph != FILE:
-        return None
+    """The graph of `topology.file`, if the run is on one; without a run that could not begin."""
+    file = config.topology.file if config.topology.graph == FILE else None
     try:
-        return read_graph(Path(config.topology.file or ""))
+        graph = read_graph(Path(file)) if file else None
+        check_graph(config, graph)
     except GraphError as error:
-        raise _as_config_error(error) from error
-
-
-def _as_config_error(error: GraphError) -> ConfigError:
-    field = "topology.graph" if error.field == "graph" else error.field
-    return ConfigError(field, error.value, error.problem, error.remedy)
+        raise as_config_error(error) from error
+    return graph

@@ -21,9 +21,18 @@ from coordinator.graphs import GRAPH_NAMES, Graph, GraphError, build_graph, cand
 from coordinator.members import natural_order
 from coordinator.topology import Topology, TreeKind, build_topology
 from relayswarm.config import RunConfig
+from relayswarm.errors import ConfigError
 
 FILE = "file"
 """The value of `topology.graph` that stands for the graph in `topology.file`."""
+
+RANDOM_REGULAR = "random-regular"
+_SETTINGS = {
+    "graph": "topology.graph",
+    "probability": "topology.probability",
+    "graph file": "topology.file",
+}
+"""What the config calls the fields of a `GraphError`, where it has another name for them."""
 
 METROPOLIS = "metropolis-hastings"
 DEFAULT_WEIGHTS = {"d2": "auto"}
@@ -179,12 +188,33 @@ def _weights(config: RunConfig, graph: Graph) -> tuple[Weights, list[str]]:
         return gossip_weights(graph, METROPOLIS), [note]
 
 
-def check_names(config: RunConfig) -> None:
-    """Raise `GraphError` if `topology.graph` names no graph, or a file without saying which."""
-    wanted = config.topology
+def check_graph(config: RunConfig, file_graph: LabelledGraph | None = None) -> None:
+    """Raise `GraphError` if a run cannot begin on the graph that `config.topology` asks for.
+
+    Later, when peers have come or gone, `lay_out` makes do with another graph; but a run that never
+    had the graph it was given would tell of something else. Of random-regular only the name is
+    checked: it stands for sparse graphs, and for odd numbers its degree is 4.
+    """
+    wanted, n = config.topology, config.peers
+    if wanted.graph != FILE and wanted.file:
+        problem = f"not used, as topology.graph is {wanted.graph!r}"
+        raise GraphError("topology.file", wanted.file, problem, f"set topology.graph to {FILE!r}")
     if wanted.graph == FILE:
-        if not wanted.file:
-            problem, remedy = "no file given", "set topology.file to an edge list or GraphML"
-            raise GraphError("topology.file", wanted.file, problem, remedy)
-    elif wanted.graph not in GRAPH_NAMES:
-        build_graph(wanted.graph, config.peers)  # says what is wrong, and the nearest name
+        _check_file(wanted.file, n, file_graph)
+    elif wanted.graph != RANDOM_REGULAR and (n > 1 or wanted.graph not in GRAPH_NAMES):
+        build_graph(wanted.graph, n, seed=config.seed, probability=wanted.probability)
+
+
+def _check_file(file: str | None, n: int, graph: LabelledGraph | None) -> None:
+    if not file:
+        problem, remedy = "no file given", "set topology.file to an edge list or GraphML"
+        raise GraphError("topology.file", file, problem, remedy)
+    if graph is not None and graph.graph.n < n:
+        problem = f"it has {graph.graph.n} nodes for {n} peers"
+        raise GraphError("topology.file", file, problem, "add nodes, or lower peers")
+
+
+def as_config_error(error: GraphError) -> ConfigError:
+    """The same error in terms of the run config."""
+    field = _SETTINGS.get(error.field, error.field)
+    return ConfigError(field, error.value, error.problem, error.remedy)

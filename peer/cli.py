@@ -8,6 +8,7 @@ ends as one line on standard error and an exit code; only our own bugs show a tr
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -48,6 +49,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
     end_with_parent()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are ours to tell, in one line
     given = sys.argv[1:] if arguments is None else arguments
     called = next((word for word in given if not word.startswith("-")), None)
     build_app(called)(args=given, prog_name="relayswarm")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coordinator.views import Layout
     from relayswarm.config import RunConfig
 
 Metrics: TypeAlias = Mapping[str, float | None]
@@ -74,23 +73,6 @@ class RunOutcome:
     def simulated(self, cost: Mapping[str, Any]) -> RunOutcome:
         """The same, of a simulated run that cost so much."""
         return replace(self, simulation=cost)
-
-
-def topology_event(layout: Layout, number: int = 1, reason: str = "quorum") -> dict[str, Any]:
-    """The `topology` event of a first epoch, as the coordinator would announce it."""
-    return {
-        "event": "topology",
-        "epoch": {"term": 1, "number": number},
-        "root": layout.root,
-        "edges": [list(edge) for tree in layout.tree_edges for edge in tree],
-        "trees": [[list(edge) for edge in tree] for tree in layout.tree_edges],
-        "members": list(layout.members),
-        "reason": reason,
-        "effective_step": 0,
-        "graph_edges": [list(edge) for edge in layout.graph_edges],
-        "lr_factor": str(layout.lr_factor),
-        "diameter": layout.diameter,
-    }
 
 
 def higher_is_better(metric: str) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from coordinator.members import Elected
+from coordinator.members import Elected, Reason
 from coordinator.views import Layout
 from peer.algorithms.core import Epoch, PeerId, View
 
 FIRST_TERM, FIRST_NUMBER = 1, 1  # of a simulated swarm's first epoch
+FIRST_REASON = Reason.QUORUM.value
 
 
 def views_of(layout: Layout, *, correct_lr: bool, elected: Elected | None = None) -> Iterable[View]:
@@ -53,7 +54,8 @@ def topology_event(layout: Layout, elected: Elected | None = None) -> dict[str, 
         "edges": [list(e) for e in dict.fromkeys(e for tree in layout.tree_edges for e in tree)],
         "trees": [[list(edge) for edge in tree] for tree in layout.tree_edges],
         "graph_edges": [list(edge) for edge in layout.graph_edges],
-        "reason": elected.text if elected else "simulation",
+        "reason": elected.reason.value if elected else FIRST_REASON,
+        "detail": "; ".join((elected.text if elected else FIRST_REASON, *layout.notes)),
         "notes": list(layout.notes),
         "effective_step": elected.effective_step if elected else 0,
         "diameter": layout.diameter,

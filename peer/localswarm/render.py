@@ -82,10 +82,11 @@ def topology_line(topology: Mapping[str, Any]) -> str:
     """An epoch of topology in a line."""
     count = len(topology["trees"])
     tree = "tree" if count == 1 else f"{count} trees"
+    notes = "".join(f"; {note}" for note in topology["notes"])
     return (
         f"epoch {topology['epoch']['number']} ({topology['reason']}): "
         f"{tree} of {len(topology['members'])} peers, root {topology['root']}, "
-        f"diameter {topology['diameter']}, learning-rate factor {topology['lr_factor']}"
+        f"diameter {topology['diameter']}, learning-rate factor {topology['lr_factor']}{notes}"
     )
 
 

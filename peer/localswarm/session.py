@@ -23,7 +23,7 @@ from torch import Tensor
 
 from coordinator.graph_files import read_graph
 from coordinator.graphs import GraphError
-from coordinator.views import FILE, check_names
+from coordinator.views import FILE, as_config_error, check_graph
 from peer.baseline import (
     Baseline,
     evaluate_mean,
@@ -46,6 +46,9 @@ from relayswarm.errors import ConfigError, ExitCode, QuorumError
 
 if TYPE_CHECKING:
     from peer.simulator.stacked_training import Stacking
+
+
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,11 @@ def check_settings(config: RunConfig) -> None:
     """The part of `check` that needs no data. Raises ConfigError."""
     check_algorithm(config)
     check_peers(config.faults, peer_ids(config.peers))
+    file = config.topology.file if config.topology.graph == FILE else None
     try:
-        check_names(config)
-        if config.topology.graph == FILE:
-            read_graph(Path(config.topology.file or ""))
+        check_graph(config, read_graph(Path(file)) if file else None)
     except GraphError as error:
-        field = f"topology.{error.field.removeprefix('topology.')}"
-        raise ConfigError(field, error.value, error.problem, error.remedy) from error
+        raise as_config_error(error) from error
 
 
 def usable_device(name: str) -> str:
@@ -101,7 +102,7 @@ def up(config: RunConfig, options: SessionOptions, commands: Commands | None = N
     _prepare(config, directory)
     commands = commands or LocalCommands(directory, options.device, options.data_dir)
     progress = Progress(config, peer_ids(config.peers))
-    with choose_display(progress, as_json=options.as_json) as display, _sigterm_interrupts():
+    with choose_display(progress, as_json=options.as_json) as display, _interruptible():
         swarm = LocalSwarm(commands, progress.expected, directory / LOGS)
         run = _Run(progress, display)
         was_interrupted = run.follow(swarm)
@@ -126,7 +127,7 @@ def simulate(config: RunConfig, options: SessionOptions) -> ExitCode:
     first = check(config, options)
     prepare_directory(options.report)
     progress = Progress(config, peer_ids(config.peers))
-    with choose_display(progress, as_json=options.as_json) as display, _sigterm_interrupts():
+    with choose_display(progress, as_json=options.as_json) as display, _interruptible():
 
         def show(event: Mapping[str, Any]) -> None:
             progress.observe(event)
@@ -259,15 +260,17 @@ def _to(display: Display, name: str, steps: int) -> Callable[[int], None]:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends us as Ctrl+C does."""
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends us as Ctrl+C does, and SIGINT too where a shell started us in the background,
+    which has us ignore it."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         del number, frame
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in _INTERRUPTS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

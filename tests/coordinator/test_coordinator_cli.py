@@ -206,7 +206,7 @@ def test_a_store_brings_the_run_back_without_its_config(launch: Any, tmp_path: P
         (("--set", "topology.graph=file"), "topology.file = None: no file given"),
         (
             ("--set", "topology.graph=file", "--set", "topology.file=/nowhere.txt"),
-            "graph file = '/nowhere.txt'",
+            "topology.file = '/nowhere.txt'",
         ),
         (("--store", "/nowhere/store"), "store = '/nowhere/store'"),
         (("--listen", "nonsense"), "--listen = 'nonsense': not an address"),
@@ -226,6 +226,14 @@ def test_a_port_that_is_taken_is_said_in_one_line(serve: Callable[..., Any]) -> 
     result = CliRunner().invoke(app(coordinator), ["--listen", address])
     assert result.exit_code == 2
     assert result.output.startswith(f"error: --listen = '{address}': the address is taken")
+
+
+def test_grpc_adds_nothing_to_what_is_said_of_a_port(serve: Callable[..., Any]) -> None:
+    command = [sys.executable, "-m", "peer.cli", "coordinator", "--listen", serve().server.address]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: --listen = ")
 
 
 # --- status --------------------------------------------------------------------------------------

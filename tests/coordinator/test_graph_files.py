@@ -132,6 +132,12 @@ def test_bad_graphml_is_refused(text: str, says: str) -> None:
     assert says in str(refused.value)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "net.txt"
+    path.write_text("3 8 2\n", encoding="utf-8-sig")
+    assert read_graph(path).graph.edges == (Edge(0, 1, 2),)
+
+
 def test_the_suffix_chooses_the_format(tmp_path: Path) -> None:
     path = tmp_path / "net.GraphML"
     path.write_text(graphml(NODES + '<edge source="n3" target="n8"/>'))

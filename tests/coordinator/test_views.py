@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.graph_files import read_graph
-from coordinator.graphs import GraphError
+from coordinator.graphs import GRAPH_NAMES, GraphError
 from coordinator.members import natural_order
-from coordinator.views import Layout, check_names, lay_out
+from coordinator.views import Layout, as_config_error, check_graph, lay_out
 from peer.algorithms.core import peer_order
 from relayswarm.config import RunConfig, parse
 
@@ -167,16 +167,47 @@ def test_a_file_that_cannot_be_followed_is_replaced(
 
 @pytest.mark.parametrize(
     ("topology", "words"),
-    [({"graph": "rng"}, "ring"), ({"graph": "file"}, "topology.file")],
+    [
+        ({"graph": "rng"}, "^graph = 'rng': unknown graph; .*ring"),
+        ({"graph": "torus"}, "^peers = 7: a torus has"),
+        ({"graph": "social-network"}, "^peers = 7: .* 32 peers"),
+        ({"graph": "erdos-renyi", "probability": 0.001}, "^probability = 0.001: .* disconnected"),
+        ({"graph": "file"}, "^topology.file = None: no file given"),
+        (
+            {"file": "'x.txt'"},
+            "^topology.file = 'x.txt': not used, as .*'random-regular'; .*'file'",
+        ),
+    ],
 )
-def test_names_are_checked_before_the_run(topology: dict[str, str], words: str) -> None:
+def test_a_run_does_not_begin_on_another_graph_than_it_was_given(
+    topology: dict[str, object], words: str
+) -> None:
     with pytest.raises(GraphError, match=words):
-        check_names(config(**topology))
+        check_graph(parse("peers = 7", [f"topology.{k}={v}" for k, v in topology.items()]))
 
 
-def test_names_of_graphs_that_do_not_exist_for_this_number_pass() -> None:
-    check_names(parse("peers = 7"))
-    check_names(config(graph="file", file="x.txt"))
+@pytest.mark.parametrize("peers", [1, 2, 5, 7, 8])
+def test_random_regular_stands_for_sparse_graphs_of_any_number(peers: int) -> None:
+    check_graph(parse(f"peers = {peers}"))
+
+
+@pytest.mark.parametrize("name", sorted(set(GRAPH_NAMES) - {"random-regular"}))
+def test_a_swarm_of_one_may_be_given_any_graph(name: str) -> None:
+    check_graph(parse("peers = 1", [f"topology.graph={name}"]))
+
+
+def test_a_file_must_have_a_node_for_each_peer(star_of_five: Path) -> None:
+    graph = read_graph(star_of_five)
+    for enough in (4, 5):
+        check_graph(config(f"peers = {enough}", graph="file", file="star.txt"), graph)
+    with pytest.raises(GraphError, match=r"^topology.file = 'star.txt': it has 5 nodes for 6 peer"):
+        check_graph(config("peers = 6", graph="file", file="star.txt"), graph)
+
+
+def test_the_config_has_its_own_names_for_what_is_wrong() -> None:
+    error = as_config_error(GraphError("graph", "rng", "unknown graph", "use ring"))
+    assert str(error) == "topology.graph = 'rng': unknown graph; use ring"
+    assert as_config_error(GraphError("star.txt line 2", 0, "a", "b")).field == "star.txt line 2"
 
 
 # --- digest --------------------------------------------------------------------------------------

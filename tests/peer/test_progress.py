@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from coordinator.views import lay_out
-from peer.outcome import topology_event
 from peer.progress import Progress
-from peer.views import peer_ids
+from peer.views import peer_ids, topology_event
 from relayswarm.config import RunConfig
 
 CONFIG = RunConfig(peers=3, steps=2)

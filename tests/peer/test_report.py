@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from coordinator.views import lay_out
 from peer.baseline import Baseline
-from peer.outcome import Lost, PeerOutcome, RunOutcome, topology_event
+from peer.outcome import Lost, PeerOutcome, RunOutcome
 from peer.plots import BASELINE_COLOUR, SWARM_COLOUR, rebuild
 from peer.report import Comparison, prepare_directory, summarize, write_report
-from peer.views import peer_ids
+from peer.views import peer_ids, topology_event
 from relayswarm import config as run_config
 from relayswarm.errors import ConfigError, ExitCode
 

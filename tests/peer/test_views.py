@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from coordinator.members import Elected, Member, Progress
+from coordinator.members import Change, Elected, Member, Progress, Reason
 from coordinator.views import Layout, lay_out
 from peer.algorithms.core import Epoch
 from peer.views import peer_ids, topology_event, views_of
@@ -26,7 +26,7 @@ def elected(*peers: str, step: int = 17) -> Elected:
         Member(peer, 100 + k, "", "", 1, k, Progress.begin(0, 0.0), expires=1.0, last_seen=0.0)
         for k, peer in enumerate(peers)
     )
-    return Elected(7, 3, step, members, ())
+    return Elected(7, 3, step, members, (Change(Reason.JOINED, peers[-1]),))
 
 
 def test_ids_are_numbered_from_zero() -> None:
@@ -108,4 +108,5 @@ def test_an_edge_of_both_trees_is_told_once() -> None:
 def test_the_event_of_an_elected_epoch_has_its_age_and_step() -> None:
     event = topology_event(layout_of(2), elected("peer-0", "peer-1", step=5))
     assert event["epoch"] == {"term": 7, "number": 3}
+    assert (event["reason"], event["detail"]) == ("joined", "joined peer-1")
     assert event["effective_step"] == 5

@@ -11,9 +11,8 @@ from rich.console import Console
 from coordinator.views import lay_out
 from peer.localswarm import render
 from peer.localswarm.display import JsonLines, LiveTable, PlainLines, choose_display
-from peer.outcome import topology_event
 from peer.progress import Progress
-from peer.views import peer_ids
+from peer.views import peer_ids, topology_event
 from relayswarm import config as run_config
 
 REPORT = {
@@ -83,6 +82,17 @@ def test_the_live_view_shows_each_peer_and_the_tree() -> None:
     assert "exited (1)" in lines[3]
     assert lines[2].endswith("    └── peer-2")
     assert lines[4].startswith("epoch 1 (quorum): tree of 3 peers, root peer-0, diameter 2")
+
+
+def test_a_topology_says_where_the_config_could_not_be_followed() -> None:
+    config = run_config.parse("peers = 5")
+    event = topology_event(lay_out(config, peer_ids(5)))
+    (note,) = event["notes"]
+    assert note.startswith("no graph 'random-regular' of these 5 peers")
+    assert render.topology_line(event).endswith(
+        f"learning-rate factor {event['lr_factor']}; {note}"
+    )
+    assert event["detail"] == f"quorum; {note}"
 
 
 def test_the_live_view_says_who_is_waited_for() -> None:

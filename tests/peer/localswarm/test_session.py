@@ -117,7 +117,8 @@ def test_a_lost_peer_does_not_fail_the_run(
     [
         (["topology.graph=ringg"], "topology.graph = 'ringg': .*ring"),
         (["topology.graph=file"], "topology.file"),
-        (["topology.graph=file", "topology.file=/nowhere"], "topology.*nowhere"),
+        (["topology.graph=file", "topology.file=/nowhere"], "topology.file = '/nowhere'"),
+        (["topology.graph=torus", "peers=7"], "peers = 7: a torus"),
         (["algorithm.name=relay"], "algorithm.name = 'relay': .*relaysgd"),
         (["algorithm.fallback=previous", "algorithm.momentum=0.5"], "algorithm.momentum"),
         (["task.name=digit", "task.options={}"], "task.name = 'digit': .*digits"),

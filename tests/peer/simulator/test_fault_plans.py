@@ -64,7 +64,8 @@ def test_a_crash_gives_the_others_a_new_epoch(play) -> None:
     assert [lost.id for lost in run.outcome.lost] == ["peer-1"]
     assert [peer.id for peer in run.outcome.peers] == ["peer-0", "peer-2", "peer-3"]
     epochs = run.outcome.topologies
-    assert [epoch["reason"] for epoch in epochs] == ["quorum", "unreachable peer-1"]
+    assert [epoch["reason"] for epoch in epochs] == ["quorum", "unreachable"]
+    assert [epoch["detail"] for epoch in epochs] == ["quorum", "unreachable peer-1"]
     assert list(epochs[1]["members"]) == ["peer-0", "peer-2", "peer-3"]
     assert {e["swarm_size"] for e in run.of("step") if e["step"] > epochs[1]["effective_step"]} == {
         3
@@ -74,7 +75,7 @@ def test_a_crash_gives_the_others_a_new_epoch(play) -> None:
 def test_a_peer_that_comes_back_takes_over_a_neighbours_model(play) -> None:
     run = play("[[faults.crash]]\npeer = 'peer-1'\nat_step = 5\nrejoin_after_s = 8")
     assert not run.outcome.lost
-    assert [epoch["reason"] for epoch in run.outcome.topologies] == [
+    assert [epoch["detail"] for epoch in run.outcome.topologies] == [
         "quorum",
         "unreachable peer-1",
         "joined peer-1",
