@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,10 +31,26 @@ def write_tensors(
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
+    except (OSError, SafetensorError) as error:  # the library tells of a full disk in its own way
+        raise _unwritable(field, path, error) from error
+
+
+def require_writable(directory: Path, field: str) -> None:
+    """Make the folder, and check that it can be written before anything depends on it.
+
+    Raises ConfigError that names `field`.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
     except OSError as error:
-        raise ConfigError(
-            field, str(path), f"cannot be written ({error})", "choose a writable folder with room"
-        ) from error
+        raise _unwritable(field, directory, error) from error
+
+
+def _unwritable(field: str, path: Path, error: Exception) -> ConfigError:
+    problem = f"cannot be written ({error})"
+    return ConfigError(field, str(path), problem, "choose a writable folder with room")
 
 
 def _sync(path: Path) -> None:
