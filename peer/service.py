@@ -28,6 +28,7 @@ from peer.faults import FaultPlan
 from peer.metrics import PeerMetrics, value
 from peer.tasks.registry import load_task
 from peer.training.checkpoint import export_model
+from peer.training.files import require_writable
 from peer.training.trainer import Trainer, make_site
 from peer.transport.channel import split_address
 from peer.transport.client import Outbox
@@ -43,6 +44,7 @@ from relayswarm.errors import ExitCode, JoinError
 log = logging.getLogger("relayswarm.peer")
 
 GRACE_S = 5.0  # for messages under way and calls in progress when a peer ends
+SETTLE_S = 1.0  # for answers to the last messages, so that the report counts them
 DONOR_PATIENCE_S = 5.0  # without a byte; then another donor is asked
 
 
@@ -89,6 +91,8 @@ class Peer:
 
     def live(self) -> int:
         """From joining to leaving; returns the exit code."""
+        if self.options.state_dir is not None:
+            require_writable(self.options.state_dir, "--state-dir")
         self._take_signals()
         try:
             candidate = self._join(self.options.peer_id)
@@ -153,22 +157,24 @@ class Peer:
     def _renew(self, parts: _Parts) -> None:
         """Keep the lease alive and say how it goes; join again if the swarm has let us go."""
         while not self._ended.wait(min(1.0, self._lease_s / 3)):
-            state = parts.daemon.state()
-            renewal = Renewal(
-                peer_id=state.peer_id,
-                incarnation=self._incarnation,
-                epoch=state.epoch,
-                step=state.step,
-                loss=state.loss,
-                state=state.state,
-                models_counted=state.models_counted,
-                unreachable=frozenset(parts.daemon.down),
-            )
-            lease_s = self.client.renew(renewal)
+            lease_s = self.client.renew(self._renewal(parts))
             if lease_s is not None:
                 self._lease_s = lease_s
             elif not self._ended.is_set():
                 self._rejoin(parts)
+
+    def _renewal(self, parts: _Parts) -> Renewal:
+        state = parts.daemon.state()
+        return Renewal(
+            peer_id=state.peer_id,
+            incarnation=self._incarnation,
+            epoch=state.epoch,
+            step=state.step,
+            loss=state.loss,
+            state=state.state,
+            models_counted=state.models_counted,
+            unreachable=frozenset(parts.daemon.down),
+        )
 
     def _rejoin(self, parts: _Parts) -> None:
         log.warning("this peer's lease has run out: joining again")
@@ -202,6 +208,7 @@ class Peer:
         """The last step is done: tell what was learnt, then serve those who still need us (R9)."""
         daemon, trainer = parts.daemon, parts.trainer
         metrics = daemon.evaluate(daemon.steps_done)
+        parts.outbox.settle(SETTLE_S)
         self.announce(
             "peer_finished",
             peer=daemon.peer,
@@ -219,7 +226,7 @@ class Peer:
         parts.checkpoints.save(daemon.steps_done)
         self._linger(parts)
         self._ended.set()
-        self.client.leave(daemon.peer, self._incarnation, finished=True)
+        self._say_goodbye(parts, finished=True)
 
     def _linger(self, parts: _Parts) -> None:
         """Until neighbours have our last messages; a signal ends it."""
@@ -232,9 +239,14 @@ class Peer:
         """Asked to stop: the local steps under way come to their end and are kept."""
         daemon = parts.daemon
         self._end_training(parts)
-        self.client.leave(daemon.peer, self._incarnation)
+        self._say_goodbye(parts, finished=False)
         self.announce("state", peer=daemon.peer, state="left")
         log.info("left after %d steps", daemon.steps_done)
+
+    def _say_goodbye(self, parts: _Parts, *, finished: bool) -> None:
+        """Leave, and before that tell how far this peer has come."""
+        self.client.renew(self._renewal(parts))
+        self.client.leave(parts.daemon.peer, self._incarnation, finished=finished)
 
     def _end_training(self, parts: _Parts) -> None:
         """Before its time: what has been learnt is kept."""

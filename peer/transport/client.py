@@ -75,6 +75,15 @@ class Outbox:
         if sender is not None:
             sender.cancel(head)
 
+    def settle(self, deadline_s: float) -> None:
+        """Wait at most so long until all that was posted is answered or given up, so that it has
+        been counted; go on sending whatever is not."""
+        with self._guard:
+            senders = list(self._senders.values())
+        deadline = time.monotonic() + deadline_s
+        for sender in senders:
+            sender.wait_empty(deadline)
+
     def close(self, deadline_s: float) -> None:
         """Wait at most so long for what is under way, give up the rest, end all threads.
 

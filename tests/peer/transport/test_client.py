@@ -224,6 +224,21 @@ def test_close_waits_for_what_is_under_way(tools: Any, elements: int) -> None:
     assert swarm.reports.of("sent") == [("peer", head, Verdict.ACCEPTED) for head in heads]
 
 
+def test_settling_waits_for_answers_and_goes_on_sending(tools: Any) -> None:
+    swarm = tools.Swarm(tools)
+    ready = iter([Verdict.BUSY] * 3)
+    swarm.handler.judge = lambda _: next(ready, Verdict.ACCEPTED)
+    first, _ = swarm.send()
+    swarm.outbox.settle(20.0)
+    assert swarm.reports.of("sent") == [("peer", first, Verdict.ACCEPTED)]
+    swarm.handler.judge = lambda _: Verdict.EPOCH_AHEAD
+    second, _ = swarm.send(2)
+    swarm.outbox.settle(0.1)
+    assert len(swarm.reports.of("sent")) == 1
+    swarm.handler.judge = lambda _: Verdict.ACCEPTED
+    assert swarm.reports.wait("sent", 2)[1] == ("peer", second, Verdict.ACCEPTED)
+
+
 def test_close_does_not_wait_longer_than_it_is_told(tools: Any) -> None:
     swarm = tools.Swarm(tools)
     swarm.handler.judge = lambda _: Verdict.EPOCH_AHEAD
