@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import grpc
@@ -14,13 +15,17 @@ from rich.table import Table
 
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
-from relayswarm.errors import JoinError
+from relayswarm.errors import ConfigError, JoinError
 
 TIMEOUT_S = 5.0
 
 
 def fetch(address: str) -> pb.GetStatusResponse:
-    """Ask the coordinator at HOST:PORT. Raises JoinError if it cannot be reached."""
+    """Ask the coordinator at HOST:PORT. Raises ConfigError if that is no address, JoinError if it
+    cannot be reached."""
+    if not re.fullmatch(r".+:[0-9]{1,5}", address):
+        remedy = "write e.g. 127.0.0.1:50050"
+        raise ConfigError("--coordinator", address, "not of the form HOST:PORT", remedy)
     with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         stub = pb_grpc.CoordinatorServiceStub(channel)
         try:

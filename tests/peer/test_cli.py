@@ -99,7 +99,9 @@ def without_lifeline() -> dict[str, str]:
         (["up", "--device", "tpu"], "device = 'tpu'"),
         (["up", "--task", "fashion-mnist", "--data-dir", "nowhere"], "nowhere"),
         (["coordinator", "--config", "no-such-file.toml"], "run config = 'no-such-file.toml'"),
+        (["status", "--coordinator", "nonsense"], "--coordinator = 'nonsense'"),
         (["peer", "--coordinator", "nonsense"], "nonsense"),
+        (["peer", "--state-dir", "broken.toml/state"], "--state-dir = 'broken.toml/state'"),
         (["pull", "--peer", "nonsense", "--output", "x"], "--peer = 'nonsense'"),
     ],
 )
