@@ -134,7 +134,8 @@ def peer(
     """Join the run of a coordinator and train in it until it is done."""
     import logging
 
-    from peer.service import PeerOptions, run
+    from peer.parts import PeerOptions
+    from peer.service import run
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     options = PeerOptions(

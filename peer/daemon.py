@@ -12,9 +12,9 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -47,6 +47,7 @@ from peer.driver import Driver
 from peer.metrics import PeerMetrics, value
 from peer.registers import Outgoing, Registers
 from peer.training.trainer import Trainer, TrainResult
+from peer.training_thread import TrainingThread
 from peer.transport.contract import PeerState, Snapshot
 
 log = logging.getLogger("relayswarm.peer")
@@ -60,14 +61,6 @@ class Sender(Protocol):
 
     def send(self, to: PeerId, head: Head, outgoing: Outgoing) -> None: ...
     def cancel(self, to: PeerId, head: Head) -> None: ...
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What the training thread did for one step."""
-
-    result: TrainResult
-    evaluation: Mapping[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -109,12 +102,10 @@ class Daemon:
         self.view: View | None = None
         self.loss = math.nan
         self.outbox: Sender | None = None
-        self._checkpoints = checkpoints
+        self._training = TrainingThread(peer, trainer, checkpoints, metrics, announce)
         self._begin(algorithm)
         self._successor: _Successor | None = None  # takes over between steps; under the guard
         self._events: queue.SimpleQueue[Event | _Call] = queue.SimpleQueue()
-        self._training = ThreadPoolExecutor(1, thread_name_prefix="training")
-        self._hurry = threading.Event()  # a straggler on purpose may stop waiting
         self._busy = False  # the live vector belongs to the training thread
         self._readers: list[Future[Snapshot]] = []  # who waits for a model; under the guard
         self._closed = False  # the core loop has ended; under the guard
@@ -129,7 +120,12 @@ class Daemon:
         self.algorithm = algorithm
         self.registers = Registers(flat.vector, algorithm.registers, flat.parameters_end)
         self._driver = Driver(algorithm, self.registers, self)
-        self.steps_done = algorithm.step  # steps that the live model has seen
+        self._training.steps_done = algorithm.step
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that the live model has seen."""
+        return self._training.steps_done
 
     # --- the core loop -----------------------------------------------------------------------
 
@@ -172,14 +168,17 @@ class Daemon:
 
     def close(self) -> None:
         """Let the local steps under way come to their end."""
-        self._hurry.set()
-        self._training.shutdown(wait=True, cancel_futures=True)
+        self._training.close()
         self._busy = False
         with self._guard:
             self._closed = True
             self._answer_readers()
             if self._successor is not None:
                 self._successor.begun.cancel()
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure the model, once training is over."""
+        return self._training.evaluate(self.steps_done)
 
     def _wake(self) -> None:
         """Let the core loop come round."""
@@ -233,8 +232,17 @@ class Daemon:
             with self._guard:
                 self._answer_readers()
         self._busy = True
-        future = self._training.submit(self._train, effect, momentum)
-        future.add_done_callback(lambda done: self.call(lambda: self._trained(effect.step, done)))
+        self._training.start(
+            effect, momentum, lambda done: self.call(lambda: self._trained(effect.step, done))
+        )
+
+    def _trained(self, step: int, done: Future[TrainResult]) -> None:
+        self._busy = False
+        result = done.result()
+        self.loss, self._compute_s = result.loss, result.seconds
+        self.metrics.trained(result.loss, result.seconds)
+        if self._successor is None:
+            self._feed(Trained(step, result.lr))
 
     def send(self, to: PeerId, head: Head, outgoing: Outgoing) -> None:
         assert self.outbox is not None
@@ -245,7 +253,7 @@ class Daemon:
         self.outbox.cancel(to, head)
 
     def averaged(self, effect: Averaged) -> None:
-        self.steps_done = effect.step + 1  # which may have jumped ahead of the training's
+        self._training.steps_done = effect.step + 1  # it may have jumped ahead of the training's
         self._models_counted = int(effect.counted)
         self.metrics.averaged(effect)
         self.announce(
@@ -274,43 +282,6 @@ class Daemon:
 
     def finished(self, effect: Finished) -> None:  # noqa: ARG002
         self._finished = True
-
-    # --- the training thread -----------------------------------------------------------------
-
-    def _train(self, effect: Train, momentum: Tensor | None) -> Trial:
-        """Local steps; before them, while the model is x^(t), what is due at this step."""
-        self._checkpoints.save_if_due(effect.step)
-        every = self.trainer.config.evaluation.every
-        due = every and effect.step % every == 0 and effect.step > 0
-        evaluation = self.evaluate(effect.step) if due else None
-        result = self._dawdle(self._take_steps(effect, momentum))
-        self.steps_done = effect.step + 1
-        return Trial(result, evaluation)
-
-    def _take_steps(self, effect: Train, momentum: Tensor | None) -> TrainResult:
-        return self.trainer.train(effect.step, effect.lr_scale, momentum, effect.local_steps)
-
-    def _dawdle(self, result: TrainResult) -> TrainResult:
-        """Take as much longer as the fault plan says."""
-        slow_down = self.trainer.config.faults.slow.get(self.peer, 1.0)
-        if slow_down > 1 and not self._hurry.wait((slow_down - 1) * result.seconds):
-            return replace(result, seconds=slow_down * result.seconds)
-        return result
-
-    def evaluate(self, step: int) -> dict[str, float]:
-        """Measure the live model; in the training thread, or once training is over."""
-        values = {name: m.value for name, m in self.trainer.evaluate().items()}
-        self.metrics.evaluated(values)
-        self.announce("evaluation", peer=self.peer, step=step, metrics=values)
-        return values
-
-    def _trained(self, step: int, done: Future[Trial]) -> None:
-        self._busy = False
-        result = done.result().result
-        self.loss, self._compute_s = result.loss, result.seconds
-        self.metrics.trained(result.loss, result.seconds)
-        if self._successor is None:
-            self._feed(Trained(step, result.lr))
 
     # --- Handler: called by transport threads ------------------------------------------------
 

@@ -1,0 +1,180 @@
+"""What a peer consists of: put together in order, taken down in reverse.
+
+What belongs here: from options and run config to objects that work together. What a peer does with
+them is in `peer.service`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from peer.announce import Announcer
+from peer.checkpoints import Checkpoints
+from peer.codec import Format
+from peer.config import build_algorithm, find_algorithm
+from peer.daemon import Daemon
+from peer.faults import FaultPlan
+from peer.metrics import PeerMetrics
+from peer.tasks.registry import load_task
+from peer.training.checkpoint import export_model
+from peer.training.trainer import Trainer, make_site
+from peer.transport.channel import split_address
+from peer.transport.client import Outbox
+from peer.transport.contract import Contract
+from peer.transport.coordinator_client import Joined
+from peer.transport.read_model import ReadModelError, read_model
+from peer.transport.remote_model import RemoteModel
+from peer.transport.server import PeerServer
+from relayswarm import config as run_config
+from relayswarm.config import RunConfig
+from relayswarm.errors import JoinError
+
+log = logging.getLogger("relayswarm.peer")
+
+GRACE_S = 5.0  # for messages under way and calls in progress when a peer ends
+DONOR_PATIENCE_S = 5.0  # without a byte; then another donor is asked
+
+
+@dataclass(frozen=True)
+class PeerOptions:
+    """What the command line says about one peer; everything else is the run config's."""
+
+    coordinator: str
+    peer_id: str = ""
+    listen: str = "127.0.0.1:0"
+    advertise: str = ""
+    metrics_listen: str = "127.0.0.1:0"
+    device: str = "auto"
+    data_dir: Path | None = None
+    state_dir: Path | None = None
+    patience_s: float = 60.0  # for the coordinator to answer a join
+    resume: bool = False
+    reflection: bool = False
+    json_events: bool = False
+
+
+class Parts:
+    """What a member consists of. Leaving it as a context takes it down.
+
+    Raises RelayswarmError for what the user can mend.
+    """
+
+    def __init__(
+        self, options: PeerOptions, candidate: Joined, metrics: PeerMetrics, announce: Announcer
+    ) -> None:
+        self.options = options
+        config = run_config.parse(candidate.run_config)
+        site = make_site(config, candidate.shard, options.data_dir)
+        self.trainer = Trainer(load_task(config.task), config, site, _device(options.device))
+        self.checkpoints = Checkpoints(options.state_dir, self.trainer, metrics, candidate.peer_id)
+        start_step = self.checkpoints.load() if options.resume else 0
+        if candidate.donors:
+            start_step = self._catch_up(candidate, start_step)
+        self.daemon = Daemon(
+            candidate.peer_id,
+            build_algorithm(config, start_step),
+            self.trainer,
+            self.checkpoints,
+            metrics,
+            announce,
+        )
+        self._connect(config, metrics)
+        announce(
+            "peer_started",
+            peer=candidate.peer_id,
+            pid=os.getpid(),
+            address=self.address,
+            metrics_address=self.metrics_address,
+        )
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.outbox.close(0.0 if error[0] else GRACE_S)
+        self.server.stop(GRACE_S)
+        self._metrics_server.shutdown()
+
+    def export(self) -> str | None:
+        """Write the final model beside the checkpoints; returns its path."""
+        if self.options.state_dir is None:
+            return None
+        path = self.options.state_dir / "model.safetensors"
+        daemon = self.daemon
+        export_model(
+            path,
+            self.trainer.flat,
+            {"peer": daemon.peer, "step": str(daemon.steps_done), "run_id": self.run_id},
+        )
+        return str(path)
+
+    @property
+    def run_id(self) -> str:
+        return self.trainer.config.run_id
+
+    def _connect(self, config: RunConfig, metrics: PeerMetrics) -> None:
+        """Servers first: a member must already be reachable when others learn of it."""
+        contract = _contract(config, self.trainer)
+        daemon = self.daemon
+        plan = FaultPlan(config.faults, config.seed)
+        self.outbox = Outbox(daemon.peer, contract, plan, daemon)
+        daemon.outbox = self.outbox
+        host, port = split_address(self.options.metrics_listen, "--metrics-listen")
+        self.metrics_address, self._metrics_server = metrics.serve(host, port)
+        self.server = PeerServer(
+            daemon, contract, self.options.listen, reflection=self.options.reflection
+        )
+        self.server.start()  # last: until then, what goes wrong leaves nothing running
+        self.address = self.options.advertise or self.server.address
+
+    def _catch_up(self, candidate: Joined, own_step: int) -> int:
+        """The run is under way: start from a member's model, unless ours is as far."""
+        found = self.ask_donors(candidate)
+        if found.step > own_step:
+            self.trainer.flat.vector.copy_(found.vector)
+            log.info("starting from step %d of %s", found.step, found.peer_id)
+        return max(own_step, found.step)
+
+    def ask_donors(self, candidate: Joined) -> RemoteModel:
+        """The model of the first donor that gives one. Raises JoinError."""
+        for address in candidate.donors:
+            try:
+                found = read_model(address, run_id=candidate.run_id, patience_s=DONOR_PATIENCE_S)
+            except ReadModelError as error:
+                log.warning("no model from %s: %s", address, error)
+                continue
+            self._require_same_model(found)
+            return found
+        raise JoinError("no member of the swarm could be asked for the model; try again later")
+
+    def _require_same_model(self, found: RemoteModel) -> None:
+        own = self.trainer.fingerprint
+        if found.fingerprint != own:
+            raise JoinError(
+                f"the model of {found.peer_id} has fingerprint {found.fingerprint}, this peer's "
+                f"{own}: start it with the same task and version"
+            )
+
+
+def _contract(config: RunConfig, trainer: Trainer) -> Contract:
+    flat, name = trainer.flat, config.transport.wire_format
+    return Contract(
+        run_id=config.run_id,
+        fingerprint=flat.fingerprint,
+        elements=flat.vector.numel(),
+        dtype=flat.vector.dtype,
+        trees=2 if config.topology.tree == "double-binary-trees" else 1,
+        max_sections=find_algorithm(config.algorithm.name)[0].sections,
+        wire_format=Format(name) if name else None,
+    )
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"

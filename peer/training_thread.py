@@ -1,0 +1,81 @@
+"""The thread in which a peer trains: its local steps, and what is due before them.
+
+What belongs here: whatever needs the live model to itself. While a step is under way the vector
+belongs to this thread, else to the daemon's core.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+from torch import Tensor
+
+from peer.algorithms.core import PeerId, Train
+from peer.announce import Announcer
+from peer.checkpoints import Checkpoints
+from peer.metrics import PeerMetrics
+from peer.training.trainer import Trainer, TrainResult
+
+
+class TrainingThread:
+    """One thread that takes one step after the other.
+
+    `steps_done` counts the steps that the live model has seen.
+    """
+
+    def __init__(
+        self,
+        peer: PeerId,
+        trainer: Trainer,
+        checkpoints: Checkpoints,
+        metrics: PeerMetrics,
+        announce: Announcer,
+    ) -> None:
+        self.steps_done = 0
+        self._peer = peer
+        self._trainer = trainer
+        self._checkpoints = checkpoints
+        self._metrics = metrics
+        self._announce = announce
+        self._slow_down = trainer.config.faults.slow.get(peer, 1.0)
+        self._hurry = threading.Event()  # a straggler on purpose may stop waiting
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
+
+    def start(
+        self, effect: Train, momentum: Tensor | None, then: Callable[[Future[TrainResult]], None]
+    ) -> None:
+        """Take the local steps of a step, and call `then` from this thread with what came of it."""
+        self._thread.submit(self._step, effect, momentum).add_done_callback(then)
+
+    def close(self) -> None:
+        """Let the local steps under way come to their end; there are no more after that."""
+        self._hurry.set()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Measure the live model; in this thread, or once training is over."""
+        values = {name: m.value for name, m in self._trainer.evaluate().items()}
+        self._metrics.evaluated(values)
+        self._announce("evaluation", peer=self._peer, step=step, metrics=values)
+        return values
+
+    def _step(self, effect: Train, momentum: Tensor | None) -> TrainResult:
+        """Local steps; before them, while the model is x^(t), what is due at this step."""
+        self._checkpoints.save_if_due(effect.step)
+        every = self._trainer.config.evaluation.every
+        if every and effect.step % every == 0 and effect.step > 0:
+            self.evaluate(effect.step)
+        result = self._trainer.train(effect.step, effect.lr_scale, momentum, effect.local_steps)
+        result = self._dawdle(result)
+        self.steps_done = effect.step + 1
+        return result
+
+    def _dawdle(self, result: TrainResult) -> TrainResult:
+        """Take as much longer as the fault plan says."""
+        factor = self._slow_down
+        if factor > 1 and not self._hurry.wait((factor - 1) * result.seconds):
+            return replace(result, seconds=factor * result.seconds)
+        return result
