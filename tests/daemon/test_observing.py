@@ -82,10 +82,10 @@ def test_a_model_can_be_read_at_any_time(daemons: Callable[..., Any]) -> None:
 def test_a_model_can_be_read_of_a_peer_that_never_waits(daemons: Callable[..., Any]) -> None:
     """Alone, it begins each step as soon as the last one is done."""
     slow = "faults.slow={peer-0 = 10}"
-    swarm = daemons("task.name=quadratics", "steps=600", slow, peers=1)
+    swarm = daemons("task.name=quadratics", "steps=300", slow, peers=1)
     peer = swarm.peers["peer-0"]
     peer.until_step(5)
-    assert 5 <= read_model(started(peer)["address"]).step < 600
+    assert 5 <= read_model(started(peer)["address"]).step < 300
     swarm.finish()
 
 
