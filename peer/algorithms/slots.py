@@ -8,7 +8,7 @@ not depend on the steps that messages are labelled with.
     R2  Wait for label == t. When waiting ends, use the newest unused label <= t, else nothing.
     R3  A label > t is kept, one per edge, the newest wins; a label <= the last used is a duplicate.
     R5  A broken stream or an announced loss is a known loss for its step: don't wait for it.
-    R6  After three time-outs in a row, or once the transport says unreachable, the edge is not
+    R6  After three time-outs in a row, nothing having come between them, or once the transport says unreachable, the edge is not
         waited for until a message with label >= t arrives from it. (If no edge is left, see
         `Synchronous`: word of the transport is then not enough.)
 
@@ -81,10 +81,15 @@ class Slot:
         return self._prune(now)
 
     def heard(self, label: Label, now: Label) -> None:
-        """The sender has got to `label`: it will send nothing older any more (R7 at its end)."""
+        """The sender has got to `label`: it will send nothing older any more (R7 at its end).
+
+        Late as it may be, it lives: time-outs are in a row only if nothing comes between them.
+        Else peers behind a neighbour that waits for a dead one would soon cease to wait for it.
+        """
         self.seen = max(self.seen, label)
+        self.time_outs = 0
         if label >= now:
-            self.time_outs, self.silent = 0, False
+            self.silent = False
 
     def lost(self, label: Label) -> None:
         """That message will not come (R5). An announcement is no payload: R6 stays in force."""
