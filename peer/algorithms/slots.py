@@ -8,9 +8,9 @@ not depend on the steps that messages are labelled with.
     R2  Wait for label == t. When waiting ends, use the newest unused label <= t, else nothing.
     R3  A label > t is kept, one per edge, the newest wins; a label <= the last used is a duplicate.
     R5  A broken stream or an announced loss is a known loss for its step: don't wait for it.
-    R6  After three time-outs in a row, nothing having come between them, or once the transport says unreachable, the edge is not
-        waited for until a message with label >= t arrives from it. (If no edge is left, see
-        `Synchronous`: word of the transport is then not enough.)
+    R6  After three time-outs in a row, nothing having come between them, or once the transport
+        says unreachable, the edge is not waited for until a message with label >= t arrives from
+        it. (If no edge is left, see `Synchronous`: word of the transport is then not enough.)
 
 Ceasing to wait after a single miss would be harmful: at 10 % silent loss it turns most waits into
 misses on both sides of an edge.
