@@ -75,10 +75,21 @@ def test_up_leaves_the_logs_and_the_config_that_the_coordinator_read(
 
 
 def test_sigterm_ends_the_run_and_reports_on_those_who_had_finished(
-    scripts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scripts: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scripts.peer_scripts["peer-0"] = "finish()\nos.kill(os.getppid(), signal.SIGTERM)"
+    scripts.peer_scripts["peer-0"] = "finish()"
     scripts.peer_scripts["peer-1"] = "step(0)\nwait_to_be_ended()"
+    take = session._Run._take
+
+    def take_and_be_told_to_end(run: Any, event: Any) -> None:
+        take(run, event)
+        if event and event["event"] == "peer_finished":
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(session._Run, "_take", take_and_be_told_to_end)
     before = signal.getsignal(signal.SIGTERM)
     assert session.up(QUADRATICS, options(tmp_path), scripts) == ExitCode.INTERRUPTED
     assert signal.getsignal(signal.SIGTERM) is before
