@@ -8,24 +8,23 @@ Built-in names go first. Nothing is imported but the algorithm that was asked fo
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from peer.algorithms import ALGORITHMS, make
 from peer.algorithms.core import Algorithm, OptionError, Run
+from peer.offers import Offers
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError
 
-GROUP = "relayswarm.algorithms"
+OFFERS = Offers(group="relayswarm.algorithms", field="algorithm.name", noun="algorithm")
 NOT_OPTIONS = {"name", "local_steps", "options"}
 
 
 def known_algorithms() -> list[str]:
     """Names of all algorithms that this installation has, in alphabetical order."""
-    return sorted({*ALGORITHMS, *(entry.name for entry in entry_points(group=GROUP))})
+    return OFFERS.known(ALGORITHMS)
 
 
 def find_algorithm(name: str) -> tuple[type[Algorithm], type[Any]]:
@@ -35,10 +34,7 @@ def find_algorithm(name: str) -> tuple[type[Algorithm], type[Any]]:
     """
     if name in ALGORITHMS:
         return ALGORITHMS[name]
-    offered = list(entry_points(group=GROUP, name=name))
-    if not offered:
-        raise _unknown(name)
-    kind = _imported(offered[0])
+    kind = OFFERS.load(name, ALGORITHMS)
     if (
         not (isinstance(kind, type) and issubclass(kind, Algorithm))
         or inspect.isabstract(kind)
@@ -100,23 +96,3 @@ def _check_options(name: str, given: Mapping[str, Any], options_type: type[Any])
         if field.name not in given and field.default is field.default_factory is missing:
             problem = f"{name} needs this option"
             raise ConfigError(f"algorithm.options.{field.name}", None, problem, "set it")
-
-
-def _imported(entry: EntryPoint) -> object:
-    try:
-        return entry.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            "algorithm.name",
-            entry.name,
-            f"cannot be imported from {entry.value} ({error})",
-            "mend or reinstall the package that offers it",
-        ) from error
-
-
-def _unknown(name: str) -> ConfigError:
-    known = known_algorithms()
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    remedy = f"{hint}known: {', '.join(known)}"
-    return ConfigError("algorithm.name", name, "unknown algorithm", remedy)

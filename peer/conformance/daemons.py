@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from peer.algorithms.core import Algorithm
-from peer.config import GROUP, check_algorithm
+from peer.config import OFFERS, check_algorithm
 from peer.localswarm.swarm import CONFIG, LOGS, STATE, LocalCommands, LocalSwarm
 from peer.outcome import PeerOutcome
 from peer.simulator.learning import simulate
@@ -105,7 +105,7 @@ def _offered(cls: type[Algorithm], folder: Path) -> Iterator[Path]:
     information.mkdir(parents=True)
     metadata = "Metadata-Version: 2.1\nName: under-test\nVersion: 0\n"
     (information / "METADATA").write_text(metadata, encoding="utf-8")
-    entry = f"[{GROUP}]\n{NAME} = {cls.__module__}:{cls.__qualname__}\n"
+    entry = f"[{OFFERS.group}]\n{NAME} = {cls.__module__}:{cls.__qualname__}\n"
     (information / "entry_points.txt").write_text(entry, encoding="utf-8")
     path, inherited = list(sys.path), os.environ.get("PYTHONPATH")
     sys.path.insert(0, str(information.parent))

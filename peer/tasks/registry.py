@@ -7,15 +7,14 @@ that was asked for.
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 
+from peer.offers import Offers
 from relayswarm.config import TaskConfig
 from relayswarm.errors import ConfigError
 from relayswarm.task import Task
 
-GROUP = "relayswarm.tasks"
+OFFERS = Offers(group="relayswarm.tasks", field="task.name", noun="task")
 
 BUILT_IN = {
     "digits": "peer.tasks.digits:Digits",
@@ -26,7 +25,7 @@ BUILT_IN = {
 
 def known_tasks() -> list[str]:
     """Names of all tasks that this installation has, in alphabetical order."""
-    return sorted({*BUILT_IN, *(entry.name for entry in entry_points(group=GROUP))})
+    return OFFERS.known(BUILT_IN)
 
 
 def load_task(config: TaskConfig) -> Task:
@@ -46,26 +45,4 @@ def _find(name: str) -> object:
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
         return getattr(import_module(module), attribute)
-    offered = list(entry_points(group=GROUP, name=name))
-    if not offered:
-        raise _unknown(name)
-    return _imported(offered[0])
-
-
-def _imported(entry: EntryPoint) -> object:
-    try:
-        return entry.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            "task.name",
-            entry.name,
-            f"cannot be imported from {entry.value} ({error})",
-            "mend or reinstall the package that offers it",
-        ) from error
-
-
-def _unknown(name: str) -> ConfigError:
-    known = known_tasks()
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return ConfigError("task.name", name, "unknown task", f"{hint}known: {', '.join(known)}")
+    return OFFERS.load(name, BUILT_IN)

@@ -40,13 +40,13 @@ class WithoutDataclass(SGP):
 def offer(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
     """As if an installed package offered that object; a text is what the entry point says."""
     place = value if isinstance(value, str) else "no.matter:What"
-    entry = EntryPoint(name=name, value=place, group=peer.config.GROUP)
+    entry = EntryPoint(name=name, value=place, group=peer.config.OFFERS.group)
 
     def entry_points(*, group: str, name: str | None = None) -> list[EntryPoint]:
-        assert group == peer.config.GROUP
+        assert group == peer.config.OFFERS.group
         return [entry] if name in (None, entry.name) else []
 
-    monkeypatch.setattr(peer.config, "entry_points", entry_points)
+    monkeypatch.setattr("peer.offers.entry_points", entry_points)
     if not isinstance(value, str):
         monkeypatch.setattr(EntryPoint, "load", lambda _: value)
 

@@ -12,13 +12,13 @@ from relayswarm.errors import ConfigError
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    entry = EntryPoint(name=name, value=value, group=registry.GROUP)
+    entry = EntryPoint(name=name, value=value, group=registry.OFFERS.group)
 
     def entry_points(*, group: str, name: str | None = None) -> list[EntryPoint]:
-        assert group == registry.GROUP
+        assert group == registry.OFFERS.group
         return [entry] if name in (None, entry.name) else []
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr("peer.offers.entry_points", entry_points)
 
 
 @pytest.mark.parametrize("name", sorted(registry.BUILT_IN))
