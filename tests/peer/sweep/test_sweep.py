@@ -29,7 +29,9 @@ def test_rows_say_what_was_run_and_what_it_cost(swept, tmp_path: Path) -> None:
         assert row["models_sent_per_step_largest"] == 2.0
         assert row["message_rounds_per_step"] == (1.0 if row["algorithm"] == "relaysgd" else 2.0)
         assert row["worst_suboptimality"] >= row["mean_suboptimality"]
-        assert row["mean_suboptimality"] >= row["consensus_suboptimality"] > 0  # Jensen
+        assert (
+            row["mean_suboptimality"] >= (1 - 1e-12) * row["consensus_suboptimality"] > 0
+        )  # Jensen
 
 
 def test_the_table_and_the_picture_are_written(swept, tmp_path: Path) -> None:
