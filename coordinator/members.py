@@ -110,6 +110,25 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class SwarmMetric:
+    """A weighted mean over `peers` peers, as a member knows it; NaN if nothing had any weight."""
+
+    name: str
+    mean: float
+    weight: float
+    peers: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmMetrics:
+    """What a member knows of the swarm's evaluation at `step`, with `peers` of its peers in it."""
+
+    step: int
+    peers: int
+    metrics: tuple[SwarmMetric, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """A peer with a lease (or, as a candidate, with an id and a shard kept for it)."""
 
@@ -126,6 +145,7 @@ class Member:
     loss: float = float("nan")
     models_counted: int = 0
     unreachable: frozenset[str] = frozenset()
+    swarm: SwarmMetrics | None = None
 
     @property
     def done(self) -> bool:
@@ -175,6 +195,7 @@ class Renew:
     state: str = "training"
     models_counted: int = 0
     unreachable: frozenset[str] = frozenset()
+    swarm: SwarmMetrics | None = None
 
 
 @dataclass(frozen=True, slots=True)

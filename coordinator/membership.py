@@ -221,6 +221,7 @@ class Membership:
             loss=renew.loss,
             models_counted=renew.models_counted,
             unreachable=renew.unreachable,
+            swarm=renew.swarm,
         )
         if finishes or renew.unreachable or self._restored_at is not None:
             self.settled = False

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from coordinator.members import Elected, Join, Leave, Member, Renew, natural_order
+from coordinator.members import (
+    Elected,
+    Join,
+    Leave,
+    Member,
+    Renew,
+    SwarmMetric,
+    SwarmMetrics,
+    natural_order,
+)
 from coordinator.membership import Membership
 from coordinator.views import Layout
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.peer.v1 import peer_pb2
 
-MAX_TEXT = 64  # characters of a state that a peer reports
+MAX_TEXT = 64  # characters of a state or a metric's name that a peer reports
+MAX_METRICS = 32  # of the swarm, that a peer may report
 MAX_UNREACHABLE = 64  # neighbours that a peer may report unreachable
 
 
@@ -38,7 +48,24 @@ def renew_event(request: pb.RenewLeaseRequest) -> Renew:
         state=request.state[:MAX_TEXT],
         models_counted=request.models_counted,
         unreachable=frozenset(request.unreachable[:MAX_UNREACHABLE]),
+        swarm=_swarm(request.swarm_metrics) if request.HasField("swarm_metrics") else None,
     )
+
+
+def _swarm(message: peer_pb2.SwarmMetrics) -> SwarmMetrics:
+    metrics = tuple(
+        SwarmMetric(one.name[:MAX_TEXT], one.mean, one.weight, one.peers)
+        for one in message.metrics[:MAX_METRICS]
+    )
+    return SwarmMetrics(message.step, message.peers, metrics)
+
+
+def _swarm_message(swarm: SwarmMetrics) -> peer_pb2.SwarmMetrics:
+    metrics = [
+        peer_pb2.SwarmMetric(name=one.name, mean=one.mean, weight=one.weight, peers=one.peers)
+        for one in swarm.metrics
+    ]
+    return peer_pb2.SwarmMetrics(step=swarm.step, peers=swarm.peers, metrics=metrics)
 
 
 def leave_event(request: pb.LeaveRequest) -> Leave:
@@ -93,6 +120,7 @@ def status_message(member: Member, now: float) -> pb.MemberStatus:
         models_counted=member.models_counted,
         last_seen_s=now - member.last_seen,
         metrics_address=member.metrics_address,
+        swarm_metrics=_swarm_message(member.swarm) if member.swarm else None,
     )
 
 

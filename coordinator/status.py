@@ -16,6 +16,7 @@ from rich.table import Table
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
 from relayswarm.errors import ConfigError, JoinError
+from relayswarm.peer.v1.peer_pb2 import SwarmMetrics
 
 TIMEOUT_S = 5.0
 
@@ -47,6 +48,7 @@ def to_json(status: pb.GetStatusResponse) -> str:
             "needed": status.needed,
             "epoch": {"term": epoch.term, "number": epoch.number} if epoch.number else None,
             "reason": status.reason,
+            "swarm_metrics": _swarm_json(newest(status)),
             "members": [_member_json(member) for member in status.members],
             "trees": [
                 [[edge.from_peer_id, edge.to_peer_id] for edge in tree.edges]
@@ -67,6 +69,29 @@ def _member_json(member: pb.MemberStatus) -> dict[str, Any]:
         "state": member.state,
         "models_counted": member.models_counted,
         "last_seen_s": round(member.last_seen_s, 3),
+        "swarm_metrics": _swarm_json(_swarm_of(member)),
+    }
+
+
+def newest(status: pb.GetStatusResponse) -> SwarmMetrics | None:
+    """What is known of the swarm's metrics by whoever knows most: the latest, of most peers."""
+    known = [swarm for swarm in map(_swarm_of, status.members) if swarm is not None]
+    return max(known, key=lambda swarm: (swarm.step, swarm.peers), default=None)
+
+
+def _swarm_of(member: pb.MemberStatus) -> SwarmMetrics | None:
+    return member.swarm_metrics if member.HasField("swarm_metrics") else None
+
+
+def _swarm_json(swarm: SwarmMetrics | None) -> dict[str, Any] | None:
+    if swarm is None:
+        return None
+    return {
+        "step": swarm.step,
+        "peers": swarm.peers,
+        "metrics": {m.name: m.mean if math.isfinite(m.mean) else None for m in swarm.metrics},
+        "weights": {m.name: m.weight for m in swarm.metrics},
+        "measured_by": {m.name: m.peers for m in swarm.metrics},
     }
 
 
@@ -79,6 +104,9 @@ def show(status: pb.GetStatusResponse, console: Console | None = None) -> None:
         console.print(f"epoch {epoch.term}.{epoch.number}: {status.reason}")
     if status.members:
         console.print(_table(status))
+    swarm = newest(status)
+    if swarm is not None:
+        console.print(_swarm_line(swarm), markup=False)
     for number, tree in enumerate(status.trees):
         title = "tree" if len(status.trees) == 1 else f"tree {'AB'[number]}"
         if tree.edges:
@@ -89,6 +117,11 @@ def show(status: pb.GetStatusResponse, console: Console | None = None) -> None:
 def _headcount(status: pb.GetStatusResponse) -> str:
     here = sum(member.state != "finished" for member in status.members)
     return f"{here} peers here, {status.needed} needed to start"
+
+
+def _swarm_line(swarm: SwarmMetrics) -> str:
+    values = ", ".join(f"{m.name} {m.mean:.4g}" for m in swarm.metrics)
+    return f"swarm at step {swarm.step}: {values} (mean of {swarm.peers} peers)"
 
 
 def _table(status: pb.GetStatusResponse) -> Table:

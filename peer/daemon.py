@@ -41,14 +41,18 @@ from peer.algorithms.core import (
     Verdict,
     View,
 )
+from peer.algorithms.metric_relay import SwarmMean, Tell
 from peer.announce import Announcer
 from peer.checkpoints import Checkpoints
 from peer.driver import Driver
 from peer.metrics import PeerMetrics, value
 from peer.registers import Outgoing, Registers
+from peer.swarm_metrics import SwarmMetrics, as_event
 from peer.training.trainer import Trainer, TrainResult
 from peer.training_thread import TrainingThread
+from peer.transport import contract
 from peer.transport.contract import PeerState, Snapshot
+from peer.transport.metric_payload import MetricPayload, sums_of
 
 log = logging.getLogger("relayswarm.peer")
 
@@ -59,7 +63,7 @@ OBSERVE_EVERY = 10  # steps between evaluations of a vector metric: each is a pa
 class Sender(Protocol):
     """What the daemon needs of the outbox."""
 
-    def send(self, to: PeerId, head: Head, outgoing: Outgoing) -> None: ...
+    def send(self, to: PeerId, head: Head, outgoing: contract.Outgoing) -> None: ...
     def cancel(self, to: PeerId, head: Head) -> None: ...
 
 
@@ -102,7 +106,10 @@ class Daemon:
         self.view: View | None = None
         self.loss = math.nan
         self.outbox: Sender | None = None
-        self._training = TrainingThread(peer, trainer, checkpoints, metrics, announce)
+        self.swarm = SwarmMetrics(trainer.config, self._tell, self.dropped, self._learnt)
+        self._training = TrainingThread(
+            peer, trainer, checkpoints, metrics, announce, self.swarm.measured
+        )
         self._begin(algorithm)
         self._successor: _Successor | None = None  # takes over between steps; under the guard
         self._events: queue.SimpleQueue[Event | _Call] = queue.SimpleQueue()
@@ -138,6 +145,11 @@ class Daemon:
     def post(self, event: Event) -> None:
         """Hand over an event, from any thread."""
         self._events.put(event)
+
+    def viewed(self, view: View) -> None:
+        """Hand over a view, from any thread. Metrics travel even when the core loop has ended."""
+        self.swarm.viewed(view)
+        self.post(NewView(view))
 
     def call(self, action: Callable[[], None]) -> None:
         """Have something done in the core thread."""
@@ -178,7 +190,9 @@ class Daemon:
 
     def evaluate(self) -> dict[str, float]:
         """Measure the model, once training is over."""
-        return self._training.evaluate(self.steps_done)
+        measured = self._training.evaluate(self.steps_done)
+        self.swarm.measured_last(measured)
+        return {name: m.value for name, m in measured.items()}
 
     def _wake(self) -> None:
         """Let the core loop come round."""
@@ -213,16 +227,14 @@ class Daemon:
             self.trainer.flat.vector.copy_(successor.vector)
         self._begin(successor.algorithm)
         self.view = None
+        self.swarm.restart()
         successor.begun.set_result(None)
 
     def _feed(self, event: Event) -> None:
         if isinstance(event, NewView):
-            self._viewed(event.view)
+            self.view = event.view
+            self.metrics.viewed(event.view)
         self._driver.feed(event, time.monotonic())
-
-    def _viewed(self, view: View) -> None:
-        self.view = view
-        self.metrics.viewed(view)
 
     # --- Host: what effects ask for ----------------------------------------------------------
 
@@ -286,21 +298,31 @@ class Daemon:
     # --- Handler: called by transport threads ------------------------------------------------
 
     def admit(self, head: Head) -> Verdict:
+        if head.kind is Kind.METRIC:
+            return self.swarm.admit(head)
         if self._finished and head.kind is Kind.OFFER:
             return Verdict.STALE_STEP  # it would wait for an answer: the core loop has ended
         return self.algorithm.admit(head)
 
-    def received(self, head: Head, vectors: tuple[Tensor, ...]) -> None:
+    def received(self, head: Head, vectors: tuple[Tensor, ...]) -> Verdict:
+        if head.kind is Kind.METRIC:
+            self.metrics.metric_messages_received.inc()
+            return self.swarm.received(head, sums_of(head, vectors))
         self.metrics.received.inc()
         device = self.trainer.device
         messages = (Message(head, k, vector.to(device)) for k, vector in enumerate(vectors))
         self.post(Received(head, tuple(messages)))
+        return Verdict.ACCEPTED
 
     def lost(self, head: Head) -> None:
-        self.post(Gone(head.sender, head))
+        if head.kind is Kind.METRIC:
+            self.swarm.received(head, {})
+        else:
+            self.post(Gone(head.sender, head))
 
     def broken(self, head: Head) -> None:
-        self.post(Gone(head.sender, head))
+        if head.kind is not Kind.METRIC:  # it comes again, or is missed in silence
+            self.post(Gone(head.sender, head))
 
     def refused(self, verdict: Verdict, head: Head) -> None:
         self.metrics.refuse(verdict)
@@ -329,6 +351,7 @@ class Daemon:
             state=self.doing,
             loss=self.loss,
             models_counted=self._models_counted,
+            swarm=self.swarm.known,
         )
 
     @property
@@ -343,15 +366,18 @@ class Daemon:
     # --- Reports: called by the outbox's threads ---------------------------------------------
 
     def sent(self, to: PeerId, head: Head, verdict: Verdict | None) -> None:
+        is_metric = head.kind is Kind.METRIC
         if verdict is not None:
-            self.metrics.sent.inc()
+            (self.metrics.metric_messages_sent if is_metric else self.metrics.sent).inc()
             self.down.discard(to)
-        self.post(SendDone(to, head, verdict))
+        if not is_metric:
+            self.post(SendDone(to, head, verdict))
 
     def unreachable(self, peer: PeerId) -> None:
         self.down.add(peer)
         self.metrics.unreachable.inc()
         log.warning("%s cannot be reached", peer)
+        self.swarm.gone(peer)
         self.post(Gone(peer))
 
     def retried(self, peer: PeerId, reason: str) -> None:
@@ -360,6 +386,18 @@ class Daemon:
 
     def bytes_out(self, count: int) -> None:
         self.metrics.bytes_sent.inc(count)
+
+    # --- what SwarmMetrics asks for, in whatever thread it is told something --------------------
+
+    def _tell(self, tell: Tell) -> None:
+        assert self.outbox is not None
+        self.outbox.send(tell.to, tell.head, MetricPayload(tell.sums))
+
+    def _learnt(self, swarm: SwarmMean) -> None:
+        self.metrics.learnt(swarm)
+        self.announce("swarm_metrics", peer=self.peer, **as_event(swarm))
+
+    # --- reading the model ---------------------------------------------------------------------
 
     def _answer_readers(self) -> None:
         readers, self._readers = self._readers, []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from peer.algorithms.core import Averaged, Drop, Verdict, View
+from peer.algorithms.metric_relay import SwarmMean
 from relayswarm.errors import ConfigError
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -30,6 +32,18 @@ class PeerMetrics:
         self.loss = self._gauge("training_loss", "Training loss of the last step.")
         self.losses_not_finite = self._counter("losses_not_finite", "Steps whose loss was NaN.")
         self.evaluation = self._gauge("evaluation", "Last evaluation's values.", ["metric"])
+        self.swarm_metric = self._gauge(
+            "swarm_metric", "The swarm's weighted mean, as this peer knows it.", ["metric"]
+        )
+        self.swarm_metric_peers = self._gauge(
+            "swarm_metric_peers", "How many peers measured what is in that mean.", ["metric"]
+        )
+        self.swarm_metric_weight = self._gauge(
+            "swarm_metric_weight", "The sum of their weights, such as samples.", ["metric"]
+        )
+        self.swarm_metrics_step = self._gauge(
+            "swarm_metrics_step", "Step of the evaluation that these means are of."
+        )
         self.models_counted = self._gauge("models_counted", "Models in the last average.")
         self.swarm_size = self._gauge("swarm_size", "Members of this peer's epoch.")
         self.epoch_term = self._gauge("epoch_term", "Term of this peer's epoch of topology.")
@@ -42,6 +56,12 @@ class PeerMetrics:
         self.expected = self._counter("messages_expected", "Messages that steps counted on.")
         self.late = self._counter("messages_used_late", "Messages used after their step.")
         self.missed = self._counter("messages_missed", "Messages that a step went without.")
+        self.metric_messages_sent = self._counter(
+            "metric_messages_sent", "Messages with sums of metrics, sent and answered."
+        )
+        self.metric_messages_received = self._counter(
+            "metric_messages_received", "Messages with sums of metrics, received whole."
+        )
         self.refused = self._counter(
             "messages_refused", "Messages refused on arrival, by verdict.", ["reason"]
         )
@@ -96,6 +116,13 @@ class PeerMetrics:
     def evaluated(self, values: Mapping[str, float]) -> None:
         for metric, value in values.items():
             self.evaluation.labels(metric).set(value)
+
+    def learnt(self, swarm: SwarmMean) -> None:
+        self.swarm_metrics_step.set(swarm.step)
+        for metric, one in swarm.sums.items():
+            self.swarm_metric.labels(metric).set(math.nan if one.mean is None else float(one.mean))
+            self.swarm_metric_peers.labels(metric).set(one.peers)
+            self.swarm_metric_weight.labels(metric).set(float(one.weight))
 
     def refuse(self, verdict: Verdict) -> None:
         self.refused.labels(verdict.value.replace(" ", "_")).inc()

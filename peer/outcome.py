@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 Metrics: TypeAlias = Mapping[str, float | None]
 """Values by name; None where a value was not finite."""
 
+SwarmMetrics: TypeAlias = Mapping[str, Any]
+"""Means over the swarm at one evaluation (`step`): `metrics`, and by metric the `weights` and how
+many peers were `measured_by`; `peers` are in it in all."""
+
 ACCURACY = "accuracy"
 
 
@@ -26,7 +30,8 @@ class PeerOutcome:
     """How one peer ended.
 
     `losses` are (step, training loss of that step, None if not finite) in the order they came,
-    `evaluations` (step, metrics), `model` the final model by tensor name, where it is known.
+    `evaluations` (step, metrics), `swarm_metrics` what it knew of the swarm's, `model` the final
+    model by tensor name, where it is known.
     """
 
     id: str
@@ -41,6 +46,7 @@ class PeerOutcome:
     notes: Sequence[str] = ()
     losses: Sequence[tuple[int, float | None]] = ()
     evaluations: Sequence[tuple[int, Metrics]] = ()
+    swarm_metrics: SwarmMetrics | None = None
     model: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
 
@@ -73,6 +79,12 @@ class RunOutcome:
     def simulated(self, cost: Mapping[str, Any]) -> RunOutcome:
         """The same, of a simulated run that cost so much."""
         return replace(self, simulation=cost)
+
+
+def newest(known: Iterable[SwarmMetrics | None]) -> SwarmMetrics | None:
+    """The one of the latest step, and of those the one of most peers."""
+    given = (swarm for swarm in known if swarm is not None)
+    return max(given, key=lambda swarm: (swarm["step"], swarm["peers"]), default=None)
 
 
 def higher_is_better(metric: str) -> bool:

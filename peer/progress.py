@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from peer.algorithms.core import peer_order
-from peer.outcome import Lost, Metrics, PeerOutcome, RunOutcome
+from peer.outcome import Lost, Metrics, PeerOutcome, RunOutcome, newest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from relayswarm.config import RunConfig
 
 Event: TypeAlias = Mapping[str, Any]
+
+SWARM_FIELDS = ("step", "peers", "metrics", "weights", "measured_by")
 
 
 @dataclass
@@ -34,6 +36,7 @@ class PeerProgress:
     bytes_sent: int = 0
     losses: list[tuple[int, float | None]] = field(default_factory=list)
     evaluations: list[tuple[int, Metrics]] = field(default_factory=list)
+    swarm: Event | None = None  # what it knows of the swarm's metrics
     finished: Event | None = None  # its last words, if it had the chance
     exited: Event | None = None  # it ended before its time
 
@@ -58,6 +61,7 @@ class PeerProgress:
             notes=tuple(last.get("notes", ())),
             losses=tuple(self.losses),
             evaluations=tuple(self.evaluations),
+            swarm_metrics=self.swarm,
             model=model,
         )
 
@@ -99,6 +103,11 @@ class Progress:
         living = [p.step for p in self.peers.values() if p.exited is None]
         return min(living, default=0)
 
+    @property
+    def swarm(self) -> Event | None:
+        """The newest that any peer knows of the swarm's metrics, of most peers."""
+        return newest(peer.swarm for peer in self.peers.values())
+
     def observe(self, event: Event) -> None:
         """Take in one event; kinds that are not known here change nothing."""
         if event["event"] == "topology":
@@ -121,6 +130,8 @@ class Progress:
                 _step(peer, event)
             case "evaluation":
                 peer.evaluations.append((event["step"], event["metrics"]))
+            case "swarm_metrics":
+                peer.swarm = {key: event[key] for key in SWARM_FIELDS}
             case "peer_finished":
                 peer.finished, peer.state = event, "finished"
                 peer.step = event["steps"]

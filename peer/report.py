@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from peer.baseline import Baseline, mean_model
 from peer.manifest import manifest
-from peer.outcome import Metrics, PeerOutcome, RunOutcome, headline, mean, worst
+from peer.outcome import Metrics, PeerOutcome, RunOutcome, headline, mean, newest, worst
 from relayswarm.errors import ConfigError
 
 SCHEMA_VERSION = 1
@@ -108,6 +108,7 @@ def summarize(outcome: RunOutcome, comparison: Comparison) -> dict[str, Any]:
         "peers": [_peer(peer) for peer in peers],
         "worst": {name: worst(name, values) for name, values in by_name.items()},
         "mean": {name: mean(values) for name, values in by_name.items()},
+        "swarm_metrics": newest(peer.swarm_metrics for peer in peers),
         "consensus_model": _chosen(comparison.consensus_model, names),
         "baseline": _baseline(comparison.baseline, names),
         "baseline_small_batch": _baseline(comparison.small_batch, names),
@@ -123,6 +124,7 @@ def _peer(peer: PeerOutcome) -> dict[str, Any]:
         "messages_expected": peer.messages_expected,
         "messages_missed": peer.messages_missed,
         "bytes_sent": peer.bytes_sent,
+        "swarm_metrics": peer.swarm_metrics,
     }
 
 

@@ -13,7 +13,7 @@ import time
 from concurrent.futures import CancelledError
 from contextlib import suppress
 
-from peer.algorithms.core import NewView, PeerId, View
+from peer.algorithms.core import PeerId, View
 from peer.announce import Announcer
 from peer.config import build_algorithm
 from peer.daemon import Daemon, Stop
@@ -108,7 +108,7 @@ class Peer:
         def on_view(view: View, addresses: dict[PeerId, str]) -> None:
             others = {peer: where for peer, where in addresses.items() if peer != daemon.peer}
             parts.outbox.set_addresses(others)
-            daemon.post(NewView(view))
+            daemon.viewed(view)
 
         def on_waiting(present: int, needed: int) -> None:
             self.announce("waiting", peer=daemon.peer, present=present, needed=needed)
@@ -136,6 +136,7 @@ class Peer:
             state=state.state,
             models_counted=state.models_counted,
             unreachable=frozenset(parts.daemon.down),
+            swarm=state.swarm,
         )
 
     def _rejoin(self, parts: Parts) -> None:
@@ -191,10 +192,12 @@ class Peer:
         self._say_goodbye(parts, finished=True)
 
     def _linger(self, parts: Parts) -> None:
-        """Until neighbours have our last messages; a signal ends it."""
+        """Until neighbours have our last messages, and we their last metrics; a signal ends it."""
+        transport = parts.trainer.config.transport
         self._lingers = True
         with suppress(_Interrupted):
-            parts.outbox.close(parts.trainer.config.transport.linger_s)
+            parts.daemon.swarm.await_others(min(transport.linger_s, transport.deadline_s))
+            parts.outbox.close(transport.linger_s)
         self._lingers = False
 
     def _leave_early(self, parts: Parts) -> None:

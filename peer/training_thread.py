@@ -7,7 +7,7 @@ belongs to this thread, else to the daemon's core.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ from peer.announce import Announcer
 from peer.checkpoints import Checkpoints
 from peer.metrics import PeerMetrics
 from peer.training.trainer import Trainer, TrainResult
+from relayswarm.task import Measured
 
 
 class TrainingThread:
@@ -33,13 +34,16 @@ class TrainingThread:
         checkpoints: Checkpoints,
         metrics: PeerMetrics,
         announce: Announcer,
+        measured: Callable[[int, Mapping[str, Measured]], None],
     ) -> None:
+        """`measured(step, values)` hears of each evaluation on the way."""
         self.steps_done = 0
         self._peer = peer
         self._trainer = trainer
         self._checkpoints = checkpoints
         self._metrics = metrics
         self._announce = announce
+        self._measured = measured
         self._slow_down = trainer.config.faults.slow.get(peer, 1.0)
         self._hurry = threading.Event()  # a straggler on purpose may stop waiting
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
@@ -55,19 +59,20 @@ class TrainingThread:
         self._hurry.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def evaluate(self, step: int) -> dict[str, float]:
+    def evaluate(self, step: int) -> dict[str, Measured]:
         """Measure the live model; in this thread, or once training is over."""
-        values = {name: m.value for name, m in self._trainer.evaluate().items()}
+        measured = self._trainer.evaluate()
+        values = {name: m.value for name, m in measured.items()}
         self._metrics.evaluated(values)
         self._announce("evaluation", peer=self._peer, step=step, metrics=values)
-        return values
+        return measured
 
     def _step(self, effect: Train, momentum: Tensor | None) -> TrainResult:
         """Local steps; before them, while the model is x^(t), what is due at this step."""
         self._checkpoints.save_if_due(effect.step)
         every = self._trainer.config.evaluation.every
         if every and effect.step % every == 0 and effect.step > 0:
-            self.evaluate(effect.step)
+            self._measured(effect.step, self.evaluate(effect.step))
         result = self._trainer.train(effect.step, effect.lr_scale, momentum, effect.local_steps)
         result = self._dawdle(result)
         self.steps_done = effect.step + 1

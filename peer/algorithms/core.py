@@ -40,6 +40,7 @@ class Kind(Enum):
     PUSH = "push"  # a model and, as its weight, half of the sender's push-sum weight
     OFFER = "offer"  # initiator's communication copy in a pairwise exchange
     REPLY = "reply"  # partner's communication copy, sent in answer to an offer
+    METRIC = "metric"  # sums of metrics travelling along a tree; see `metric_relay`
 
 
 class Verdict(Enum):
@@ -60,6 +61,7 @@ class Verdict(Enum):
     DECODE_FAILED = "decode failed"
     BUSY = "busy"
     VERSION = "version"
+    BAD_METRIC = "bad metric"
 
 
 class Role(Enum):
@@ -101,6 +103,7 @@ class Head:
     weight: Coef = 1  # push-sum weight travelling with the vector
     lost: bool = False  # header without payload: an announced (known) loss, or a refusal
     exchange: int = 0  # number of a pairwise exchange, per initiator
+    metrics: tuple[str, ...] = ()  # whose sums are in it, one section each
 
 
 @dataclass(frozen=True, slots=True)

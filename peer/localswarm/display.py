@@ -89,6 +89,7 @@ class PlainLines:
         self._progress = progress
         self._console = console
         self._tenths = 0
+        self._swarm = ""
         self._last = ""
 
     def __enter__(self) -> Self:
@@ -126,6 +127,10 @@ class PlainLines:
         if tenths > self._tenths:
             self._tenths = tenths
             self._say(render.step_line(self._progress))
+            swarm = render.swarm_line(self._progress.swarm) if self._progress.swarm else ""
+            if swarm != self._swarm:
+                self._swarm = swarm
+                self._say(swarm)
 
     def _say(self, line: str) -> None:
         if line != self._last:

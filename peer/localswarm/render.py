@@ -28,13 +28,15 @@ TREES_BESIDE = 16
 def live_view(progress: Progress) -> RenderableType:
     """Everything about a run that is under way."""
     table = peer_table(progress)
-    line = Text(headline_of(progress), style="dim")
+    lines = [Text(headline_of(progress), style="dim")]
+    if progress.swarm:
+        lines.append(Text(swarm_line(progress.swarm)))
     topology = progress.topology
     if topology is None or len(progress.peers) > TREES_BESIDE:
-        return Group(table, line)
+        return Group(table, *lines)
     side = Table.grid(padding=(0, 4, 0, 0))
     side.add_row(table, Group(*trees(topology)))
-    return Group(side, line)
+    return Group(side, *lines)
 
 
 def peer_table(progress: Progress) -> Table:
@@ -88,6 +90,12 @@ def topology_line(topology: Mapping[str, Any]) -> str:
         f"{tree} of {len(topology['members'])} peers, root {topology['root']}, "
         f"diameter {topology['diameter']}, learning-rate factor {topology['lr_factor']}{notes}"
     )
+
+
+def swarm_line(swarm: Mapping[str, Any]) -> str:
+    """The swarm's metrics, as its peers know them, in a line."""
+    values = (f"{name} {shown(name, value)}" for name, value in swarm["metrics"].items())
+    return f"swarm at step {swarm['step']}: {', '.join(values)} (mean of {swarm['peers']} peers)"
 
 
 def step_line(progress: Progress) -> str:
@@ -164,7 +172,8 @@ def summary(report: Mapping[str, Any], directory: Path) -> RenderableType:
             batch = report[key].get("batch_size")
             label = text if batch is None else f"{text}, batch {batch}"
             table.add_row(Text(label, style="bold"), *_shown(report[key], names))
-    lines = [cost_line(report["simulation"])] if "simulation" in report else []
+    lines = [swarm_line(report["swarm_metrics"])] if report["swarm_metrics"] else []
+    lines += [cost_line(report["simulation"])] if "simulation" in report else []
     return Group(table, *map(Text, lines), Text(f"report: {directory}", style="dim"))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coordinator.graph_files import LabelledGraph, read_graph
 from coordinator.views import FILE, lay_out
-from peer.algorithms.core import Algorithm, Averaged, Coef, PeerId, Train
+from peer.algorithms.core import Algorithm, Averaged, Coef, Event, Gone, NewView, PeerId, Train
 from peer.announce import finite
 from peer.baseline import plain
 from peer.codec import Format, default_format, roundtrip
@@ -28,6 +28,7 @@ from peer.outcome import RunOutcome
 from peer.progress import Progress
 from peer.registers import Outgoing, Registers
 from peer.simulator.coordination import Coordination
+from peer.simulator.metric_mail import MetricMail
 from peer.simulator.planned import Crashes, PlannedLink
 from peer.simulator.traffic import Cost, Meter
 from peer.simulator.world import Node, World
@@ -124,6 +125,7 @@ class Simulation:
             reachable=lambda a, b: not self._plan.parted(self._world.now, a, b),
             traffic=self._meter,
         )
+        self._mail = MetricMail(PlannedLink(self._plan), self._world.connected, self._world)
         self._crashes = Crashes(self._plan, self._world, self._crashed, self._come_back)
         self._coordination: Coordination | None = None
         self._mean = MeanModels(first, mean_every, config.peers, self._tell)
@@ -141,6 +143,7 @@ class Simulation:
                 self._tell(self._finished(node, self._bodies[peer]))
             elif node.alive:
                 self._tell(stood_still(peer, node.algorithm))
+        self._mail.settle()
         models = {peer: body.trainer.flat.state_dict() for peer, body in self._bodies.items()}
         outcome = self._progress.outcome(time.perf_counter() - started, models)
         return outcome.simulated(self._cost().as_json())
@@ -202,9 +205,11 @@ class Simulation:
         registers = Registers(flat.vector, algorithm.registers, flat.parameters_end)
         body = LearningBody(trainer, registers, self._plan.slow_down(peer))
         node = self._world.add(peer, algorithm, body)
+        node.on_event = partial(self._heard, peer)
         node.on_train = partial(self._trains, peer, body)
         node.on_averaged = partial(self._averaged, peer, body)
         self._bodies[peer] = body
+        self._mail.open(peer, self._config, self._tell)
         return step
 
     def _crashed(self, peer: PeerId) -> None:
@@ -231,6 +236,15 @@ class Simulation:
         self._progress.observe(event)
         self._listener(event)
 
+    def _heard(self, peer: PeerId, event: Event) -> None:
+        """What a peer's metrics have to know too."""
+        box = self._mail.boxes[peer]
+        match event:
+            case NewView(view):
+                box.viewed(view)
+            case Gone(other, None):
+                box.gone(other)
+
     def _trains(self, peer: PeerId, body: LearningBody, effect: Train) -> None:
         """Before a step, while the model is x^(t): crash, or evaluate, if it is time to."""
         self._crashes.begins(peer, effect)
@@ -240,9 +254,10 @@ class Simulation:
         self._meter.trained(peer)
         every = self._config.evaluation.every
         if every and effect.step % every == 0 and effect.step > 0:
-            metrics = plain(body.trainer.evaluate())
+            measured = body.trainer.evaluate()
             event = {"event": "evaluation", "peer": peer, "step": effect.step}
-            self._tell({**event, "metrics": metrics})
+            self._tell({**event, "metrics": plain(measured)})
+            self._mail.boxes[peer].measured(effect.step, measured)
 
     def _averaged(self, peer: PeerId, body: LearningBody, effect: Averaged) -> None:
         assert body.result is not None
@@ -265,11 +280,13 @@ class Simulation:
 
     def _finished(self, node: Node, body: LearningBody) -> dict[str, Any]:
         trainer, peer = body.trainer, node.peer
+        measured = trainer.evaluate()
+        self._mail.boxes[peer].measured_last(measured)
         return {
             "event": "peer_finished",
             "peer": peer,
             "steps": node.algorithm.step,
-            "metrics": plain(trainer.evaluate()),
+            "metrics": plain(measured),
             "messages_sent": self._meter.messages_sent[peer],
             "messages_expected": sum(effect.expected for effect in node.history),
             "messages_missed": sum(effect.missed for effect in node.history),

@@ -23,6 +23,7 @@ from peer.faults import FaultPlan
 from peer.outcome import RunOutcome
 from peer.progress import Progress
 from peer.simulator.learning import LOCAL_STEP_S, Listener, MeanModels, format_of
+from peer.simulator.metric_mail import MetricMail
 from peer.simulator.planned import PlannedLink
 from peer.simulator.stacked import Bodies, ByStep, StackedSwarm
 from peer.simulator.stacked_training import Stacking, choose
@@ -84,17 +85,21 @@ class StackedSimulation:
         self._seconds = 0.0  # of the training and averaging that was last done, for each peer
         self._begun = self._started
         self._layout = _layout(config)
+        self._views = list(views_of(self._layout, correct_lr=config.optimizer.relay_lr_correction))
         self.swarm = self._swarm()
 
     def run(self) -> RunOutcome:
         """To the end, or until nothing can come any more."""
         self._tell(topology_event(self._layout))
+        for view in self._views:
+            self._mail.open(view.me, self._config, self._tell).viewed(view)
         self._begun = time.perf_counter()
         self.swarm.run()
         models = self.swarm.table.models()
         for k, peer in enumerate(self._members):
             if self.swarm.finished(k):
                 self._tell(self._finished(k, peer, models[k]))
+        self._mail.settle()
         numbered = enumerate(self._members)
         states = {peer: self.choice.steps.state_dict(k, models[k]) for k, peer in numbered}
         outcome = self._progress.outcome(time.perf_counter() - self._started, states)
@@ -115,11 +120,13 @@ class StackedSimulation:
         )
         seconds = [LOCAL_STEP_S * plan.slow_down(peer) for peer in self._members]
         bodies = Bodies(first.lr, seconds)
-        views = list(views_of(self._layout, correct_lr=config.optimizer.relay_lr_correction))
+        views = self._views
         roles = list(build_algorithm(config).registers.values())
         end = first.flat.parameters_end
         table = Table(self.choice.start, config.peers, roles, len(views[0].trees), wire_format, end)
         swarm = StackedSwarm(config, views, self.choice.steps, table, world, self._meter, bodies)
+        parted = plan.parted
+        self._mail = MetricMail(PlannedLink(plan), lambda a, b: not parted(world.now, a, b))
         swarm.before_training = self._before_training
         swarm.after_plan = self._after_plan
         return swarm
@@ -137,9 +144,11 @@ class StackedSimulation:
             return
         models = self.swarm.table.models()
         for k in peers:
-            metrics = plain(self.choice.steps.evaluate(k, models[k]))
+            measured = self.choice.steps.evaluate(k, models[k])
             event = {"event": "evaluation", "peer": self._members[k], "step": step}
-            self._tell({**event, "metrics": metrics})
+            self._tell({**event, "metrics": plain(measured)})
+            self._mail.boxes[self._members[k]].measured(step, measured)
+        self._mail.run_out()
 
     def _after_plan(self, averaged: ByStep, shift: int) -> None:
         now = time.perf_counter()
@@ -177,11 +186,13 @@ class StackedSimulation:
 
     def _finished(self, k: int, peer: PeerId, model: Tensor) -> dict[str, Any]:
         data = self.choice.steps.data(k)
+        measured = self.choice.steps.evaluate(k, model)
+        self._mail.boxes[peer].measured_last(measured)
         return {
             "event": "peer_finished",
             "peer": peer,
             "steps": self.swarm.steps_done(k),
-            "metrics": plain(self.choice.steps.evaluate(k, model)),
+            "metrics": plain(measured),
             "messages_sent": self._meter.messages_sent[peer],
             "messages_expected": self.swarm.expected[k],
             "messages_missed": self.swarm.missed[k],

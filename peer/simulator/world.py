@@ -123,6 +123,7 @@ class Node:
     alive: bool = True
     down: set[PeerId] = field(default_factory=set)
     depth: int = 0
+    on_event: Callable[[Event], None] | None = None  # before the algorithm hears of it
     on_averaged: Callable[[Averaged], None] | None = None
     on_observed: Callable[[str, float], None] | None = None
     on_train: Callable[[Train], None] | None = None
@@ -137,6 +138,8 @@ class Node:
     def feed(self, event: Event) -> None:
         if not self.alive:
             return
+        if self.on_event:
+            self.on_event(event)
         self.driver.feed(event, self.world.now)
         deadline = self.algorithm.next_deadline()
         if deadline is not None and deadline != self._wake_at:
@@ -267,7 +270,7 @@ class World:
     # --- network -----------------------------------------------------------------------------
 
     def transmit(self, sender: PeerId, to: PeerId, head: Head, payload: tuple[Any, ...]) -> None:
-        if not self._connected(sender, to):
+        if not self.connected(sender, to):
             self.at(self.now, lambda: self._unreachable(sender, to, head))
             return
         deliveries = self._link(sender, to, head)
@@ -281,7 +284,8 @@ class World:
             hops = self.nodes[sender].hop
             self._arrive_at(arrival, _Flight(sender, to, head, payload, lost, hops))
 
-    def _connected(self, sender: PeerId, to: PeerId) -> bool:
+    def connected(self, sender: PeerId, to: PeerId) -> bool:
+        """Whether a message from one peer can get to another now."""
         return self.nodes[to].alive and self._reachable(sender, to)
 
     def _unreachable(self, sender: PeerId, to: PeerId, head: Head) -> None:
@@ -308,7 +312,7 @@ class World:
         sender, to, head = flight.sender, flight.to, flight.head
         if (to, head) in self._cancelled:
             return
-        if not self._connected(sender, to):
+        if not self.connected(sender, to):
             self._unreachable(sender, to, head)
             return
         node, back = self.nodes[to], self.nodes[sender]

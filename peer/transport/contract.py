@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from peer.algorithms.core import Epoch, Head, Kind, PeerId, Verdict
+from peer.algorithms.metric_relay import MAX_METRICS, SwarmMean
 from peer.codec import Format, default_format
 
 PROTOCOL_VERSION = 1
+
+METRIC_ELEMENTS = 3  # sum of weight x value, sum of weights, number of peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,22 @@ class Contract:
         """The format in which this peer encodes what it sends."""
         return self.wire_format or default_format(self.dtype)
 
+    def format_of(self, kind: Kind) -> Format:
+        """The format in which this peer encodes messages of a kind."""
+        return Format.FLOAT64 if kind is Kind.METRIC else self.sending_format
+
+    def formats_of(self, kind: Kind) -> frozenset[Format]:
+        """The formats in which this peer takes messages of a kind."""
+        return frozenset({Format.FLOAT64}) if kind is Kind.METRIC else self.accepted_formats
+
+    def sections_of(self, kind: Kind) -> int:
+        """The most sections in messages of a kind."""
+        return MAX_METRICS if kind is Kind.METRIC else self.max_sections
+
+    def dtype_of(self, kind: Kind) -> torch.dtype:
+        """The dtype of received vectors."""
+        return torch.float64 if kind is Kind.METRIC else self.dtype
+
     def span(self, kind: Kind, tree: int) -> Span | None:
         """The coordinates that a message's sections cover; None if there is no such tree.
 
@@ -57,6 +76,8 @@ class Contract:
         """
         if tree >= (self.trees if kind is Kind.RELAY else 1):
             return None
+        if kind is Kind.METRIC:
+            return Span(0, METRIC_ELEMENTS)
         if self.trees == 1 or kind is not Kind.RELAY:
             return Span(0, self.elements)
         half = ceil(self.elements / 2)
@@ -87,6 +108,7 @@ class PeerState:
     state: str  # waiting, training, averaging, finished
     loss: float = 0.0
     models_counted: int = 0
+    swarm: SwarmMean | None = None
 
 
 class Handler(Protocol):
@@ -95,8 +117,8 @@ class Handler(Protocol):
     def admit(self, head: Head) -> Verdict:
         """Is this message of use? Asked before a byte of its payload is taken."""
 
-    def received(self, head: Head, vectors: tuple[Tensor, ...]) -> None:
-        """A message is in, whole and checked.
+    def received(self, head: Head, vectors: tuple[Tensor, ...]) -> Verdict:
+        """A message is in, whole and checked. Sums of metrics may be refused for what is in them.
 
         Each vector has shape (elements of the message's span,) and the contract's dtype, lies on
         the CPU and must not be written to. Its memory is used again once no tensor shares it.

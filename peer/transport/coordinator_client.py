@@ -19,6 +19,7 @@ from typing import TypeVar
 import grpc
 
 from peer.algorithms.core import Epoch, PeerId
+from peer.algorithms.metric_relay import SwarmMean
 from peer.transport.channel import open_channel, split_address
 from peer.transport.topology_watch import (
     FIRST_RETRY_S,
@@ -28,7 +29,7 @@ from peer.transport.topology_watch import (
     TopologyWatch,
     words,
 )
-from peer.transport.wire import epoch_message
+from peer.transport.wire import epoch_message, swarm_message
 from relayswarm import config as run_config
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
@@ -88,6 +89,7 @@ class Renewal:
     state: str = "training"
     models_counted: int = 0
     unreachable: frozenset[PeerId] = frozenset()
+    swarm: SwarmMean | None = None
 
 
 class CoordinatorClient:
@@ -245,6 +247,7 @@ class CoordinatorClient:
             state=renewal.state,
             models_counted=renewal.models_counted,
             unreachable=sorted(renewal.unreachable),
+            swarm_metrics=swarm_message(renewal.swarm) if renewal.swarm else None,
         )
 
     def _note_away(self, error: grpc.RpcError) -> None:

@@ -44,7 +44,7 @@ class Letter:
         self.cancelled = False
         self.call: grpc.Future[pb.RelayResponse] | None = None
         self._contract = contract
-        self._format = contract.sending_format
+        self._format = contract.format_of(head.kind)
         self._outgoing = outgoing
         self._guard = threading.Lock()  # a stream that was cancelled may be reading still
         self._sent_head = head if outgoing is not None else dataclasses.replace(head, lost=True)

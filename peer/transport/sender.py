@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from peer.algorithms.core import Head, PeerId, Verdict
+from peer.algorithms.core import Head, Kind, PeerId, Verdict
 from peer.transport.contract import Reports
 from peer.transport.letter import Letter, Slot
 from peer.transport.link import Link, NoLinkError, call_on
@@ -23,6 +23,7 @@ from peer.transport.wire import verdict_of
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 BACKLOG = 3
+METRIC_BACKLOG = 32  # they are small, and no newer one holds what is in an older one
 FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 1.0
 LONGEST_RETRY_S = 0.2  # after BUSY and EPOCH_AHEAD
@@ -123,7 +124,8 @@ class Sender:
         slot = self._slots[letter.slot]
         slot.append(letter)
         proper = [letter for letter in slot if not letter.extra]
-        return [proper[0]] if len(proper) > BACKLOG and self._give_up(proper[0]) else []
+        most = METRIC_BACKLOG if letter.head.kind is Kind.METRIC else BACKLOG
+        return [proper[0]] if len(proper) > most and self._give_up(proper[0]) else []
 
     def _give_up(self, letter: Letter) -> bool:
         """Take a letter out; True if the caller is to report it, else the thread will."""

@@ -27,6 +27,7 @@ from peer.transport.wire import (
     epoch_message,
     parse_request,
     parse_unary,
+    swarm_message,
 )
 from relayswarm.peer.v1 import peer_pb2 as pb
 
@@ -137,7 +138,8 @@ class PeerService:
     def _lease(self, message: Envelope) -> _Reception | Verdict:
         assert message.format is not None  # check() has seen to that
         elements = message.payload_bytes // message.format.itemsize
-        buffer = self._pool.lease(_edge(message.head), elements, self._contract.dtype)
+        dtype = self._contract.dtype_of(message.head.kind)
+        buffer = self._pool.lease(_edge(message.head), elements, dtype)
         if buffer is None:
             self._handler.refused(Verdict.BUSY, message.head)
             return Verdict.BUSY
@@ -171,6 +173,7 @@ class PeerService:
             loss=state.loss,
             state=state.state,
             models_counted=state.models_counted,
+            swarm_metrics=swarm_message(state.swarm) if state.swarm else None,
         )
 
     def read_model(
@@ -219,11 +222,12 @@ class _Reception:
     def end(self, verdict: Verdict) -> Verdict:
         self._reported = True
         if verdict is Verdict.ACCEPTED:
-            self._handler.received(self._head, self.assembly.take())
+            verdict = self._handler.received(self._head, self.assembly.take())
         else:
             self.assembly.release()
-            self._handler.refused(verdict, self._head)
             self._handler.broken(self._head)
+        if verdict is not Verdict.ACCEPTED:
+            self._handler.refused(verdict, self._head)
         return verdict
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError, Message
 
 from peer.algorithms.core import Epoch, Head, Kind, Verdict
+from peer.algorithms.metric_relay import MAX_METRICS, MAX_NAME, SwarmMean
 from peer.codec import Bytes, Format
 from peer.transport.contract import PROTOCOL_VERSION, Contract, Span
 from relayswarm.peer.v1 import peer_pb2 as pb
@@ -82,9 +83,10 @@ def header(
 ) -> pb.MessageHeader:
     """The header of a message with these sections, written in the contract's format.
 
-    The first section is the model (or a sum of models), further ones are corrections.
+    The first section is the model (or a sum of models), further ones are corrections; of metrics
+    each has a section.
     """
-    fmt = contract.sending_format
+    fmt = contract.format_of(head.kind)
     return pb.MessageHeader(
         protocol_version=PROTOCOL_VERSION,
         run_id=contract.run_id,
@@ -97,7 +99,7 @@ def header(
         kind=KINDS[head.kind],
         count=int(head.count),
         weight=float(head.weight),
-        sections=[_section(index, span) for index, span in enumerate(sections)],
+        sections=_sections(head, sections),
         codec=pb.Codec(format=FORMATS[fmt]),
         payload_bytes=sum(span.elements for span in sections) * fmt.itemsize,
         lost=head.lost,
@@ -105,6 +107,14 @@ def header(
         exchange_number=head.exchange,
         model_fingerprint=contract.fingerprint,
     )
+
+
+def _sections(head: Head, spans: Sequence[Span]) -> list[pb.Section]:
+    if head.kind is Kind.METRIC:
+        named = zip(head.metrics, spans, strict=True) if spans else ()
+        role = pb.SECTION_ROLE_METRIC
+        return [pb.Section(role=role, elements=s.elements, metric=name) for name, s in named]
+    return [_section(index, span) for index, span in enumerate(spans)]
 
 
 def _section(index: int, span: Span) -> pb.Section:
@@ -115,7 +125,7 @@ def _section(index: int, span: Span) -> pb.Section:
 def envelope(message: pb.MessageHeader) -> Envelope:
     """Read a header. Raises MalformedError for what no correct sender can have meant."""
     if message.kind not in _KIND_OF:
-        raise MalformedError(f"kind = {message.kind}: not a kind of message; send 1 to 5")
+        raise MalformedError(f"kind = {message.kind}: not a kind of message; send 1 to 6")
     if not message.sender:
         raise MalformedError("sender = '': empty; send the peer's id")
     if not message.HasField("epoch"):
@@ -141,6 +151,7 @@ def envelope(message: pb.MessageHeader) -> Envelope:
 
 
 def _head(message: pb.MessageHeader) -> Head:
+    metrics = message.sections if message.kind == pb.KIND_METRIC else ()
     return Head(
         sender=message.sender,
         incarnation=message.incarnation,
@@ -153,12 +164,22 @@ def _head(message: pb.MessageHeader) -> Head:
         weight=message.weight,
         lost=message.lost,
         exchange=message.exchange_number,
+        metrics=tuple(section.metric for section in metrics),
     )
 
 
 def epoch_message(epoch: Epoch) -> pb.Epoch:
     """An epoch for the wire."""
     return pb.Epoch(term=epoch.term, number=epoch.number, digest=epoch.digest)
+
+
+def swarm_message(swarm: SwarmMean) -> pb.SwarmMetrics:
+    """What a peer knows of the swarm's metrics, for the wire."""
+    message = pb.SwarmMetrics(step=swarm.step, peers=swarm.peers)
+    for name, one in swarm.sums.items():
+        mean = math.nan if one.mean is None else float(one.mean)
+        message.metrics.add(name=name, mean=mean, weight=float(one.weight), peers=one.peers)
+    return message
 
 
 def check(message: Envelope, contract: Contract) -> Verdict:
@@ -174,15 +195,23 @@ def check(message: Envelope, contract: Contract) -> Verdict:
         return Verdict.BAD_LENGTH
     if message.head.lost:
         return Verdict.ACCEPTED
-    if message.format is None or message.format not in contract.accepted_formats:
+    if message.format is None or message.format not in contract.formats_of(message.head.kind):
         return Verdict.DECODE_FAILED
+    if not _fit(message.head.metrics):
+        return Verdict.BAD_METRIC
     return _check_length(message, span, contract, message.format)
+
+
+def _fit(metrics: Sequence[str]) -> bool:
+    """Whether these can be names of metrics: not too many, not too long, none of them twice."""
+    sizes = all(0 < len(name) <= MAX_NAME for name in metrics)
+    return len(metrics) <= MAX_METRICS and sizes and len(set(metrics)) == len(metrics)
 
 
 def _check_length(message: Envelope, span: Span, contract: Contract, fmt: Format) -> Verdict:
     sections = len(message.sections)
     fits = (
-        1 <= sections <= contract.max_sections
+        1 <= sections <= contract.sections_of(message.head.kind)
         and all(section == span for section in message.sections)
         and message.payload_bytes == sections * span.elements * fmt.itemsize
     )

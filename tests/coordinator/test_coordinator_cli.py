@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from coordinator.cli import coordinator, status
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
+from relayswarm.peer.v1.peer_pb2 import SwarmMetric, SwarmMetrics
 
 PATIENCE_S = 30.0
 RUN = "import typer; from coordinator.cli import coordinator; typer.run(coordinator)"
@@ -246,10 +247,21 @@ def address(serve: Callable[..., Any]) -> str:
     for k in range(3):
         running.join(f"peer-{k}", metrics_address=f"127.0.0.1:{k + 1}")
     running.view(running.watch("peer-0"))
-    running.renew("peer-0", step=12, loss=0.5, state="training", models_counted=3)
-    running.renew("peer-1", step=11, loss=float("nan"), state="averaging")
+    older, newer = swarm_metrics(5, 3), swarm_metrics(10, 2)
+    given = {"loss": 0.5, "state": "training", "models_counted": 3, "swarm_metrics": newer}
+    running.renew("peer-0", step=12, **given)
+    nan = float("nan")
+    running.renew("peer-1", step=11, loss=nan, state="averaging", swarm_metrics=older)
     running.leave("peer-2", finished=True)
     return running.server.address
+
+
+def swarm_metrics(step: int, peers: int) -> SwarmMetrics:
+    metrics = [
+        SwarmMetric(name="loss", mean=0.25, weight=20 * peers, peers=peers),
+        SwarmMetric(name="[bold]", mean=float("nan"), peers=1),
+    ]
+    return SwarmMetrics(step=step, peers=peers, metrics=metrics)
 
 
 def test_status_as_json(address: str) -> None:
@@ -264,6 +276,15 @@ def test_status_as_json(address: str) -> None:
     assert (first["models_counted"], first["metrics_address"]) == (3, "127.0.0.1:1")
     assert (second["loss"], second["state"]) == (None, "averaging")
     assert third["state"] == "finished"
+    assert first["swarm_metrics"] == shown["swarm_metrics"]
+    assert first["swarm_metrics"] == {
+        "step": 10,
+        "peers": 2,
+        "metrics": {"loss": 0.25, "[bold]": None},
+        "weights": {"loss": 40.0, "[bold]": 0.0},
+        "measured_by": {"loss": 2, "[bold]": 1},
+    }
+    assert (second["swarm_metrics"]["step"], third["swarm_metrics"]) == (5, None)
 
 
 def test_status_as_a_table(address: str) -> None:
@@ -274,6 +295,7 @@ def test_status_as_a_table(address: str) -> None:
     assert ["peer-0", "0", "12", "0.5", "3", "training"] in [row[:6] for row in rows]
     assert ["peer-1", "1", "11", "-", "-", "averaging"] in [row[:6] for row in rows]
     assert any("└── peer-2" in line for line in result.stdout.splitlines())
+    assert "swarm at step 10: loss 0.25, [bold] nan (mean of 2 peers)\n" in result.stdout
 
 
 def test_status_of_a_run_that_waits(serve: Callable[..., Any]) -> None:

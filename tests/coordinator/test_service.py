@@ -15,6 +15,7 @@ from coordinator.service import SERVICE, CoordinatorServer
 from relayswarm.config import parse
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.errors import ConfigError
+from relayswarm.peer.v1.peer_pb2 import SwarmMetric, SwarmMetrics
 
 Serve = Callable[..., Any]
 SHORT_LEASE = "[coordinator]\nlease_s = 0.6"
@@ -234,6 +235,21 @@ def test_status_while_waiting_and_running(serve: Serve) -> None:
     assert 0 <= going.last_seen_s < 20
     assert [(e.from_peer_id, e.to_peer_id) for e in status.trees[0].edges] == [("peer-0", "peer-1")]
     assert parse(status.run_config) == parse("peers = 2")
+
+
+def test_what_members_know_of_the_swarm_is_kept_within_bounds(serve: Serve) -> None:
+    running = serve("peers = 1")
+    running.join("peer-0")
+    running.await_notice(Publication)
+    many = [SwarmMetric(name=f"{k}" * 99, mean=k, weight=2, peers=1) for k in range(40)]
+    running.renew("peer-0", swarm_metrics=SwarmMetrics(step=9, peers=1, metrics=many))
+    (member,) = running.stub.GetStatus(pb.GetStatusRequest()).members
+    kept = member.swarm_metrics
+    assert (kept.step, kept.peers, len(kept.metrics)) == (9, 1, 32)
+    assert kept.metrics[7] == SwarmMetric(name="7" * 64, mean=7, weight=2, peers=1)
+    running.renew("peer-0")
+    (member,) = running.stub.GetStatus(pb.GetStatusRequest()).members
+    assert not member.HasField("swarm_metrics")
 
 
 def test_health_is_served(serve: Serve) -> None:

@@ -240,6 +240,10 @@ class Swarm:
         """A peer's `step` events by step."""
         return {event["step"]: event for event in self.peers[peer_id].events("step")}
 
+    def swarm_metrics(self, peer_id: str) -> dict[int, Event]:
+        """What a peer knew of the swarm's metrics in the end, by the evaluation's step."""
+        return {event["step"]: event for event in self.peers[peer_id].events("swarm_metrics")}
+
     def stop(self) -> None:
         for process in (*self.peers.values(), self.coordinator):
             if not process.has_ended:

@@ -15,6 +15,7 @@ import torch
 
 from peer.algorithms import ALGORITHMS
 from peer.algorithms.pairwise import Pairwise
+from peer.progress import SWARM_FIELDS
 from peer.simulator.learning import simulate
 
 COMMON = (
@@ -26,6 +27,7 @@ COMMON = (
     "peers=4",
     "steps=8",
     "topology.graph=complete",
+    "evaluation.every=3",
 )
 
 SCRIPT = [
@@ -79,5 +81,8 @@ def test_daemons_end_as_in_the_simulator(daemons: Callable[..., Any], case: str)
         assert [[event[key] for key in COMPARED] for event in said] == steps[peer.id] != []
         assert finished[peer.id]["messages_missed"] == peer.messages_missed == 0
         assert finished[peer.id]["metrics"] == peer.metrics
+        last = swarm.swarm_metrics(peer.id)[swarm.config.steps]
+        assert {key: last[key] for key in SWARM_FIELDS} == peer.swarm_metrics
+        assert last["peers"] == 4
         (model,), (expected,) = swarm.model(peer.id).values(), peer.model.values()
         assert torch.equal(model, expected), f"the model of {peer.id} differs"

@@ -18,7 +18,12 @@ from peer.algorithms import ALGORITHMS
 from peer.algorithms.synchronous import Synchronous
 from peer.simulator.learning import simulate
 
-PATIENT = ("deterministic=true", "transport.deadline_s=100", "transport.linger_s=100")
+PATIENT = (
+    "deterministic=true",
+    "transport.deadline_s=100",
+    "transport.linger_s=100",
+    "evaluation.every=7",
+)
 DIGITS = ("task.name=digits", "data.batch_size=8", "data.alpha=0.5", "steps=20")
 QUADRATICS = ("task.name=quadratics", "peers=4", "steps=30")
 
@@ -77,10 +82,13 @@ COMPARED = ("loss", "models_counted", "swarm_size", "missed", "late")
 def assert_identical(swarm: Any) -> None:
     """Run the simulator with the swarm's config, and compare."""
     steps: Mapping[str, list[Any]] = defaultdict(list)
+    known: Mapping[str, dict[int, Any]] = defaultdict(dict)
 
     def note(event: Mapping[str, Any]) -> None:
         if event["event"] == "step":
             steps[event["peer"]].append((event["step"], *(event[key] for key in COMPARED)))
+        elif event["event"] == "swarm_metrics":
+            known[event["peer"]][event["step"]] = event
 
     simulated = simulate(swarm.config, None, note)
     finished = swarm.finish()
@@ -90,6 +98,8 @@ def assert_identical(swarm: Any) -> None:
         said = swarm.peers[peer.id].events("step")
         assert [(e["step"], *(e[key] for key in COMPARED)) for e in said] == steps[peer.id]
         assert finished[peer.id]["metrics"] == peer.metrics
+        assert swarm.swarm_metrics(peer.id) == known[peer.id]
+        assert known[peer.id].keys() == {*range(7, swarm.config.steps, 7), swarm.config.steps}
         model = swarm.model(peer.id)
         assert model.keys() == peer.model.keys()
         for name, tensor in peer.model.items():

@@ -13,6 +13,7 @@ CHAIN = (
     "faults.delay_s=0.03",  # a step takes at least this long, so that there are steps to watch
     "transport.deadline_s=60",
     "coordinator.lease_s=60",
+    "evaluation.every=10",
 )
 
 
@@ -34,6 +35,8 @@ def test_neighbours_notice_a_death_at_once_and_go_on_in_a_new_tree(
         steps = swarm.steps(peer)
         assert steps[199]["swarm_size"] == steps[199]["models_counted"] == 3
         assert max(event["wait_s"] for event in steps.values()) < 40
+        known = swarm.swarm_metrics(peer)
+        assert {step: known[step]["peers"] for step in (10, 20, 200)} == {10: 4, 20: 4, 200: 3}
     for neighbour in ("peer-0", "peer-2"):
         assert "peer-1 cannot be reached" in swarm.peers[neighbour].log
     swarm.coordinator.until("finished")
@@ -56,3 +59,4 @@ def test_a_peer_started_again_resumes_its_checkpoint_and_keeps_its_shard(
     assert finished["peer-1"]["shard"] == 1
     assert min(swarm.steps("peer-1")) >= 30
     assert all(swarm.steps(peer)[119]["models_counted"] == 4 for peer in swarm.peers)
+    assert all(swarm.swarm_metrics(peer)[120]["peers"] == 4 for peer in swarm.peers)

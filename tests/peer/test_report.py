@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from coordinator.views import lay_out
 from peer.baseline import Baseline
-from peer.outcome import Lost, PeerOutcome, RunOutcome
+from peer.outcome import Lost, PeerOutcome, RunOutcome, SwarmMetrics
 from peer.plots import BASELINE_COLOUR, SWARM_COLOUR, rebuild
 from peer.report import Comparison, prepare_directory, summarize, write_report
 from peer.views import peer_ids, topology_event
@@ -41,8 +41,14 @@ def made_up_peer(number: int, accuracy: float | None, weight: float = 0.0) -> Pe
         notes=["drawn twice"] if number == 1 else [],
         losses=[(k, 2.0 - (k + number) / 4) for k in range(4)],
         evaluations=[(2, {"accuracy": 0.5}), (4, {"accuracy": accuracy})],
+        swarm_metrics=swarm(4, peers=1 + number) if number else None,
         model={"layer.weight": torch.full((2, 2), weight), "seen": torch.tensor([number])},
     )
+
+
+def swarm(step: int, peers: int) -> SwarmMetrics:
+    one = {"weights": {"loss": 2.0 * peers}, "measured_by": {"loss": peers}}
+    return {"step": step, "peers": peers, "metrics": {"loss": 0.5}, **one}
 
 
 def made_up_run(peers: Sequence[PeerOutcome], **changes: Any) -> RunOutcome:
@@ -75,6 +81,7 @@ def test_report_json_says_exactly_this(written: Path) -> None:
             "messages_expected": 8,
             "messages_missed": k,
             "bytes_sent": 1000,
+            "swarm_metrics": swarm(4, peers=1 + k) if k else None,
         }
         for k, accuracy in enumerate([0.9, 0.8, 0.97])
     ]
@@ -89,6 +96,7 @@ def test_report_json_says_exactly_this(written: Path) -> None:
         "peers": peers,
         "worst": {"accuracy": 0.8},
         "mean": {"accuracy": pytest.approx(0.89)},
+        "swarm_metrics": swarm(4, peers=3),
         "consensus_model": {"accuracy": 0.96},
         "baseline": {"accuracy": 0.95, "batch_size": 96},
         "baseline_small_batch": {"accuracy": 0.93, "batch_size": 32},

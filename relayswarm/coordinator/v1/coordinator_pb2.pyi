@@ -132,6 +132,7 @@ class RenewLeaseRequest(google.protobuf.message.Message):
     STATE_FIELD_NUMBER: builtins.int
     MODELS_COUNTED_FIELD_NUMBER: builtins.int
     UNREACHABLE_FIELD_NUMBER: builtins.int
+    SWARM_METRICS_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run."""
     peer_id: builtins.str
@@ -154,6 +155,10 @@ class RenewLeaseRequest(google.protobuf.message.Message):
     def unreachable(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Neighbours that its transport cannot reach."""
 
+    @property
+    def swarm_metrics(self) -> relayswarm.peer.v1.peer_pb2.SwarmMetrics:
+        """What it knows of the swarm's metrics; shown, and used for nothing else."""
+
     def __init__(
         self,
         *,
@@ -166,9 +171,10 @@ class RenewLeaseRequest(google.protobuf.message.Message):
         state: builtins.str = ...,
         models_counted: builtins.int = ...,
         unreachable: collections.abc.Iterable[builtins.str] | None = ...,
+        swarm_metrics: relayswarm.peer.v1.peer_pb2.SwarmMetrics | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "loss", b"loss", "models_counted", b"models_counted", "peer_id", b"peer_id", "run_id", b"run_id", "state", b"state", "step", b"step", "unreachable", b"unreachable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["epoch", b"epoch", "swarm_metrics", b"swarm_metrics"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "loss", b"loss", "models_counted", b"models_counted", "peer_id", b"peer_id", "run_id", b"run_id", "state", b"state", "step", b"step", "swarm_metrics", b"swarm_metrics", "unreachable", b"unreachable"]) -> None: ...
 
 global___RenewLeaseRequest = RenewLeaseRequest
 
@@ -565,6 +571,7 @@ class MemberStatus(google.protobuf.message.Message):
     MODELS_COUNTED_FIELD_NUMBER: builtins.int
     LAST_SEEN_S_FIELD_NUMBER: builtins.int
     METRICS_ADDRESS_FIELD_NUMBER: builtins.int
+    SWARM_METRICS_FIELD_NUMBER: builtins.int
     shard: builtins.int
     """Its data shard."""
     step: builtins.int
@@ -580,6 +587,10 @@ class MemberStatus(google.protobuf.message.Message):
     def member(self) -> global___Member:
         """Its id, life and address."""
 
+    @property
+    def swarm_metrics(self) -> relayswarm.peer.v1.peer_pb2.SwarmMetrics:
+        """As in its last renewal."""
+
     def __init__(
         self,
         *,
@@ -591,8 +602,9 @@ class MemberStatus(google.protobuf.message.Message):
         models_counted: builtins.int = ...,
         last_seen_s: builtins.float = ...,
         metrics_address: builtins.str = ...,
+        swarm_metrics: relayswarm.peer.v1.peer_pb2.SwarmMetrics | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["member", b"member"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["last_seen_s", b"last_seen_s", "loss", b"loss", "member", b"member", "metrics_address", b"metrics_address", "models_counted", b"models_counted", "shard", b"shard", "state", b"state", "step", b"step"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["member", b"member", "swarm_metrics", b"swarm_metrics"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["last_seen_s", b"last_seen_s", "loss", b"loss", "member", b"member", "metrics_address", b"metrics_address", "models_counted", b"models_counted", "shard", b"shard", "state", b"state", "step", b"step", "swarm_metrics", b"swarm_metrics"]) -> None: ...
 
 global___MemberStatus = MemberStatus

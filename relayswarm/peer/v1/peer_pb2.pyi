@@ -39,6 +39,11 @@ class _KindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeW
     """The initiator's communication copy in a pairwise exchange."""
     KIND_REPLY: _Kind.ValueType  # 5
     """The partner's communication copy, in answer to an offer."""
+    KIND_METRIC: _Kind.ValueType  # 6
+    """Sums of metrics over the peers behind an edge of the (first) tree; `step` is the evaluation's,
+    `count` the peers in it. Of two of one evaluation the one with the higher count holds. Sections
+    are of role METRIC, the format is F64.
+    """
 
 class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
     """What a message is for."""
@@ -55,6 +60,11 @@ KIND_OFFER: Kind.ValueType  # 4
 """The initiator's communication copy in a pairwise exchange."""
 KIND_REPLY: Kind.ValueType  # 5
 """The partner's communication copy, in answer to an offer."""
+KIND_METRIC: Kind.ValueType  # 6
+"""Sums of metrics over the peers behind an edge of the (first) tree; `step` is the evaluation's,
+`count` the peers in it. Of two of one evaluation the one with the higher count holds. Sections
+are of role METRIC, the format is F64.
+"""
 global___Kind = Kind
 
 class _SectionRole:
@@ -72,7 +82,9 @@ class _SectionRoleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     SECTION_ROLE_BUFFERS: _SectionRole.ValueType  # 3
     """Float buffers, mixed by plain averaging."""
     SECTION_ROLE_METRIC: _SectionRole.ValueType  # 4
-    """Values of metrics."""
+    """Three elements about the metric that `metric` names: the sum of value times weight, the sum of
+    weights, and the number of peers that measured it.
+    """
 
 class SectionRole(_SectionRole, metaclass=_SectionRoleEnumTypeWrapper):
     """What the elements of a section are."""
@@ -86,7 +98,9 @@ SECTION_ROLE_CORRECTION: SectionRole.ValueType  # 2
 SECTION_ROLE_BUFFERS: SectionRole.ValueType  # 3
 """Float buffers, mixed by plain averaging."""
 SECTION_ROLE_METRIC: SectionRole.ValueType  # 4
-"""Values of metrics."""
+"""Three elements about the metric that `metric` names: the sum of value times weight, the sum of
+weights, and the number of peers that measured it.
+"""
 global___SectionRole = SectionRole
 
 class _Format:
@@ -163,6 +177,10 @@ class _VerdictEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTy
     """The receiver's buffers are taken; worth another try after retry_after_ms."""
     VERDICT_VERSION: _Verdict.ValueType  # 15
     """The protocol version is outside the receiver's range."""
+    VERDICT_BAD_METRIC: _Verdict.ValueType  # 16
+    """A metric is unknown to the receiver or named twice, there are too many, a weight is negative, or
+    more peers measured it than are in the message.
+    """
 
 class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
     """What became of a message. All of these are answers under status OK; malformed input is a status."""
@@ -199,6 +217,10 @@ VERDICT_BUSY: Verdict.ValueType  # 14
 """The receiver's buffers are taken; worth another try after retry_after_ms."""
 VERDICT_VERSION: Verdict.ValueType  # 15
 """The protocol version is outside the receiver's range."""
+VERDICT_BAD_METRIC: Verdict.ValueType  # 16
+"""A metric is unknown to the receiver or named twice, there are too many, a weight is negative, or
+more peers measured it than are in the message.
+"""
 global___Verdict = Verdict
 
 @typing.final
@@ -236,20 +258,24 @@ class Section(google.protobuf.message.Message):
     ROLE_FIELD_NUMBER: builtins.int
     FIRST_ELEMENT_FIELD_NUMBER: builtins.int
     ELEMENTS_FIELD_NUMBER: builtins.int
+    METRIC_FIELD_NUMBER: builtins.int
     role: global___SectionRole.ValueType
     """What the elements are."""
     first_element: builtins.int
     """Index of the first element in the sender's flat vector."""
     elements: builtins.int
     """How many elements."""
+    metric: builtins.str
+    """Role METRIC only: its name, up to 64 characters."""
     def __init__(
         self,
         *,
         role: global___SectionRole.ValueType = ...,
         first_element: builtins.int = ...,
         elements: builtins.int = ...,
+        metric: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["elements", b"elements", "first_element", b"first_element", "role", b"role"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["elements", b"elements", "first_element", b"first_element", "metric", b"metric", "role", b"role"]) -> None: ...
 
 global___Section = Section
 
@@ -689,6 +715,7 @@ class GetStateResponse(google.protobuf.message.Message):
     LOSS_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
     MODELS_COUNTED_FIELD_NUMBER: builtins.int
+    SWARM_METRICS_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run it belongs to."""
     peer_id: builtins.str
@@ -707,6 +734,10 @@ class GetStateResponse(google.protobuf.message.Message):
     def epoch(self) -> global___Epoch:
         """Its epoch of topology."""
 
+    @property
+    def swarm_metrics(self) -> global___SwarmMetrics:
+        """What it knows of the swarm's metrics; absent before it knows anything."""
+
     def __init__(
         self,
         *,
@@ -718,8 +749,67 @@ class GetStateResponse(google.protobuf.message.Message):
         loss: builtins.float = ...,
         state: builtins.str = ...,
         models_counted: builtins.int = ...,
+        swarm_metrics: global___SwarmMetrics | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "loss", b"loss", "models_counted", b"models_counted", "peer_id", b"peer_id", "run_id", b"run_id", "state", b"state", "step", b"step"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["epoch", b"epoch", "swarm_metrics", b"swarm_metrics"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "loss", b"loss", "models_counted", b"models_counted", "peer_id", b"peer_id", "run_id", b"run_id", "state", b"state", "step", b"step", "swarm_metrics", b"swarm_metrics"]) -> None: ...
 
 global___GetStateResponse = GetStateResponse
+
+@typing.final
+class SwarmMetrics(google.protobuf.message.Message):
+    """The swarm's weighted means at one evaluation, as far as a peer knows them."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: builtins.int
+    PEERS_FIELD_NUMBER: builtins.int
+    METRICS_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """The evaluation's step."""
+    peers: builtins.int
+    """How many peers are in it."""
+    @property
+    def metrics(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SwarmMetric]:
+        """The metrics, in the order of the task."""
+
+    def __init__(
+        self,
+        *,
+        step: builtins.int = ...,
+        peers: builtins.int = ...,
+        metrics: collections.abc.Iterable[global___SwarmMetric] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["metrics", b"metrics", "peers", b"peers", "step", b"step"]) -> None: ...
+
+global___SwarmMetrics = SwarmMetrics
+
+@typing.final
+class SwarmMetric(google.protobuf.message.Message):
+    """The swarm's weighted mean of one metric."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    MEAN_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    PEERS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name."""
+    mean: builtins.float
+    """The mean; NaN if nobody measured it with a weight above zero."""
+    weight: builtins.float
+    """The sum of the weights."""
+    peers: builtins.int
+    """How many peers measured it."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        mean: builtins.float = ...,
+        weight: builtins.float = ...,
+        peers: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["mean", b"mean", "name", b"name", "peers", b"peers", "weight", b"weight"]) -> None: ...
+
+global___SwarmMetric = SwarmMetric

@@ -26,6 +26,7 @@ REPORT = {
         }
         for k, accuracy in enumerate([0.9, 0.8])
     ],
+    "swarm_metrics": {"step": 9, "peers": 2, "metrics": {"loss": 0.25, "accuracy": None}},
     "worst": {"accuracy": 0.8},
     "mean": {"accuracy": 0.85},
     "consensus_model": {"accuracy": 0.86},
@@ -60,6 +61,11 @@ def step(peer: str, number: int, loss: float | None = 0.5) -> dict[str, Any]:
     }
 
 
+def swarm(peer: str, number: int, peers: int = 3) -> dict[str, Any]:
+    means = {"metrics": {"loss": 0.5 / number}, "weights": {"loss": 3}, "measured_by": {"loss": 3}}
+    return {"event": "swarm_metrics", "peer": peer, "step": number, "peers": peers, **means}
+
+
 def text_of(*renderables: Any, width: int = 120) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False)
     for renderable in renderables:
@@ -82,6 +88,15 @@ def test_the_live_view_shows_each_peer_and_the_tree() -> None:
     assert "exited (1)" in lines[3]
     assert lines[2].endswith("    └── peer-2")
     assert lines[4].startswith("epoch 1 (quorum): tree of 3 peers, root peer-0, diameter 2")
+
+
+def test_the_live_view_shows_what_the_peers_know_of_the_swarm() -> None:
+    progress = progress_of()
+    assert "swarm at" not in text_of(render.live_view(progress))
+    for event in (swarm("peer-0", 2), swarm("peer-1", 4), swarm("peer-2", 4, peers=2)):
+        progress.observe(event)
+    line = "swarm at step 4: loss 0.125 (mean of 3 peers)"
+    assert text_of(render.live_view(progress)).splitlines()[-1].rstrip() == line
 
 
 def test_a_topology_says_where_the_config_could_not_be_followed() -> None:
@@ -130,6 +145,8 @@ def test_the_summary_holds_the_peers_against_the_baseline() -> None:
     assert ["worst", "peer", "80.0%"] in rows
     assert ["their", "mean", "model", "86.0%"] in rows
     assert ["centralized,", "batch", "64", "95.0%"] in rows
+    line = "swarm at step 9: loss 0.25, accuracy not finite (mean of 2 peers)"
+    assert line.split() in rows
     assert rows[-1] == ["report:", "there"]
     assert sum(row[:1] == ["centralized,"] for row in rows) == 1
 
@@ -169,6 +186,9 @@ def test_plain_lines_come_now_and_then() -> None:
                 event = step(peer, number)
                 progress.observe(event)
                 display.event(event)
+            if number in (2, 5):
+                progress.observe(swarm("peer-1", number))
+                display.event(swarm("peer-1", number))
         exited = {"event": "peer_exited", "peer": "peer-1", "exit_code": -9, "stderr": ["[x] y"]}
         display.event(exited)
         display.baseline("centralized, batch 96", 9, 10)
@@ -181,6 +201,8 @@ def test_plain_lines_come_now_and_then() -> None:
     steps = [line for line in lines if line.startswith("step ")]
     assert len(steps) == 10
     assert steps[-1].startswith("step 10 of 10: training loss 0.5 to 0.5, at least 3 of 3 models")
+    said = [line for line in lines if line.startswith("swarm ") and line not in lines[-3:]]
+    assert [line.split()[3] for line in said] == ["2:", "5:"]  # once each
     at = lines.index("peer-1 ended before its time (exit code -9); its log ends with:")
     assert lines[at + 1] == "    [x] y"
     assert lines.count("centralized, batch 96: 10 steps done") == 1

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from peer.algorithms.core import Epoch, Head, Kind, Verdict
+from peer.algorithms.metric_relay import SwarmMean
 from peer.codec import Format, encode
 from peer.transport.channel import open_channel
 from peer.transport.client import Outbox
@@ -57,9 +58,11 @@ class RecordingHandler(Events):
     """A daemon that takes everything, unless told otherwise."""
 
     judge: Callable[[Head], Verdict] = lambda _: Verdict.ACCEPTED
+    judge_content: Callable[[Head], Verdict] = lambda _: Verdict.ACCEPTED
     model: Tensor = field(default_factory=lambda: torch.zeros(0))
     tensors: tuple[tuple[str, tuple[int, ...]], ...] = ()
     keep: bool = True  # received vectors
+    swarm: SwarmMean | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -68,8 +71,9 @@ class RecordingHandler(Events):
         self.add("admit", head)
         return self.judge(head)
 
-    def received(self, head: Head, vectors: tuple[Tensor, ...]) -> None:
+    def received(self, head: Head, vectors: tuple[Tensor, ...]) -> Verdict:
         self.add("received", head, vectors if self.keep else tuple(v.clone() for v in vectors))
+        return self.judge_content(head)
 
     def lost(self, head: Head) -> None:
         self.add("lost", head)
@@ -88,7 +92,7 @@ class RecordingHandler(Events):
         return Snapshot(self.model.clone(), 17, self.tensors)
 
     def state(self) -> PeerState:
-        return PeerState("receiver", 5, Epoch(2, 3, 4), 9, "training", 0.25, 8)
+        return PeerState("receiver", 5, Epoch(2, 3, 4), 9, "training", 0.25, 8, self.swarm)
 
 
 class RecordingReports(Events):

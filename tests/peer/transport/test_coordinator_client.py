@@ -14,10 +14,11 @@ import grpc
 import pytest
 
 from coordinator.conductor import Conductor, Publication
-from coordinator.members import Gone, Reason, RunFinished
+from coordinator.members import Gone, Reason, RunFinished, SwarmMetric, SwarmMetrics
 from coordinator.service import CoordinatorServer
 from coordinator.store import Store
 from peer.algorithms.core import Epoch, View
+from peer.algorithms.metric_relay import Sum, SwarmMean
 from peer.transport.coordinator_client import CoordinatorClient, JoinInfo, Renewal
 from peer.transport.topology_watch import TopologyWatch, to_view
 from relayswarm.config import parse
@@ -194,11 +195,14 @@ def test_a_renewal_reports_and_returns_the_lease(start: Any, line: Any) -> None:
     client = line(coordinator.address)
     client.join(info(0))
     epoch = Epoch(1, 2, 3)
-    renewal = Renewal("peer-0", 3, epoch, 7, 0.5, "averaging", 4, frozenset({"peer-1"}))
+    known = SwarmMean(5, 2, {"loss": Sum(3.0, 6.0, 2)})
+    unreachable = frozenset({"peer-1"})
+    renewal = Renewal("peer-0", 3, epoch, 7, 0.5, "averaging", 4, unreachable, known)
     assert client.renew(renewal) == 4.0
     member = coordinator.conductor.membership.members["peer-0"]
     assert (member.progress.step, member.loss, member.state) == (7, 0.5, "averaging")
     assert (member.models_counted, member.unreachable) == (4, {"peer-1"})
+    assert member.swarm == SwarmMetrics(5, 2, (SwarmMetric("loss", 0.5, 6.0, 2),))
 
 
 def test_a_lease_that_has_run_out_is_no_lease(start: Any, line: Any) -> None:

@@ -1,5 +1,6 @@
 """Messages over real gRPC, mostly from a foreign encoder: plain generated code."""
 
+import math
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from peer.algorithms.core import Head, Kind, Verdict
+from peer.algorithms.metric_relay import Sum, SwarmMean
 from peer.codec import Format, encode
 from peer.transport import wire
 from peer.transport.buffers import LARGE_PER_EDGE, SMALL_PER_EDGE
@@ -295,10 +297,57 @@ def test_kinds_do_not_share_buffers(tools: Any, handler: Any) -> None:
     contract = tools.contract()
     stub = tools.stub(tools.server(handler, contract).address)
     for kind in Kind:
-        message = tools.header(tools.head(kind=kind), contract)
+        message = tools.header(tools.head(kind=kind, metrics=("loss",)), contract)
+        fmt, elements = contract.format_of(kind), contract.span(kind, 0).elements
         for _ in range(SMALL_PER_EDGE):
-            response = stub.RelayUnary(tools.unary(message, torch.zeros(1000)))
+            response = stub.RelayUnary(tools.unary(message, torch.zeros(elements), fmt))
             assert verdict(response) is Verdict.ACCEPTED
+
+
+SUMS = torch.tensor([0.1, 3.0, 2.0, 1e300, 0.0, 1.0], dtype=torch.float64)
+
+
+def test_takes_sums_of_metrics_as_doubles_whatever_models_are(tools: Any, handler: Any) -> None:
+    contract = tools.contract(wire_format=Format.BFLOAT16)
+    head = tools.head(kind=Kind.METRIC, metrics=("loss", "accuracy"))
+    stub = tools.stub(tools.server(handler, contract).address)
+    message = tools.header(head, contract, sections=2)
+    response = stub.RelayUnary(tools.unary(message, SUMS, Format.FLOAT64))
+    assert verdict(response) is Verdict.ACCEPTED
+    ((got, vectors),) = handler.of("received")
+    assert got == head
+    assert torch.equal(torch.cat(vectors), SUMS)
+
+
+def test_what_is_in_sums_may_be_refused_too(tools: Any, handler: Any) -> None:
+    handler.judge_content = lambda _: Verdict.BAD_METRIC
+    contract, head = tools.contract(), tools.head(kind=Kind.METRIC, metrics=("loss", "accuracy"))
+    stub = tools.stub(tools.server(handler, contract).address)
+    request = tools.unary(tools.header(head, contract, sections=2), SUMS, Format.FLOAT64)
+    assert verdict(stub.RelayUnary(request)) is Verdict.BAD_METRIC
+    assert handler.of("refused") == [(Verdict.BAD_METRIC, head)]
+    assert not handler.of("broken")  # it came whole
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_refuses_sums_that_are_not_finite(tools: Any, handler: Any, bad: float) -> None:
+    contract, head = tools.contract(), tools.head(kind=Kind.METRIC, metrics=("loss",))
+    stub = tools.stub(tools.server(handler, contract).address)
+    sums = torch.tensor([bad, 1.0, 1.0], dtype=torch.float64)
+    response = stub.RelayUnary(tools.unary(tools.header(head, contract), sums, Format.FLOAT64))
+    assert verdict(response) is Verdict.NOT_FINITE
+    assert not handler.of("received")
+
+
+def test_state_tells_what_is_known_of_the_swarm(tools: Any, handler: Any) -> None:
+    stub = tools.stub(tools.server(handler, tools.contract()).address)
+    assert not stub.GetState(pb.GetStateRequest()).HasField("swarm_metrics")
+    handler.swarm = SwarmMean(40, 8, {"loss": Sum(3.0, 6.0, 8), "bleu": Sum(0.0, 0.0, 1)})
+    got = stub.GetState(pb.GetStateRequest()).swarm_metrics
+    assert (got.step, got.peers) == (40, 8)
+    assert [(m.name, m.weight, m.peers) for m in got.metrics] == [("loss", 6, 8), ("bleu", 0, 1)]
+    assert got.metrics[0].mean == 0.5
+    assert math.isnan(got.metrics[1].mean)
 
 
 # --- broken and malformed -------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ heads = st.builds(
     incarnation=u64,
     epoch=st.builds(Epoch, u64, u64, u64),
     step=u64,
-    kind=st.sampled_from(Kind),
+    kind=st.sampled_from([kind for kind in Kind if kind is not Kind.METRIC]),
     round=u32,
     tree=u32,
     count=u32,
@@ -35,6 +36,48 @@ heads = st.builds(
     lost=st.booleans(),
     exchange=u64,
 )
+
+
+@given(heads, st.lists(st.text(max_size=20), max_size=3), st.sampled_from(Format))
+def test_names_of_metrics_travel_with_their_sections(
+    head: Head, names: list[str], fmt: Format
+) -> None:
+    head = replace(head, kind=Kind.METRIC, tree=0, lost=False, metrics=tuple(names))
+    contract = Contract("run", 7, 10, torch.float32, wire_format=fmt)
+    span = contract.span(Kind.METRIC, 0)
+    assert span is not None
+    message = wire.header(head, contract, [span] * len(names))
+    assert {section.role for section in message.sections} <= {pb.SECTION_ROLE_METRIC}
+    envelope = wire.envelope(message)
+    assert envelope.head == head
+    assert envelope.format is Format.FLOAT64  # whatever models travel as
+    assert envelope.payload_bytes == 24 * len(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "verdict"),
+    [
+        (("loss", "accuracy"), {}, Verdict.ACCEPTED),
+        (tuple(f"metric {k}" for k in range(32)), {}, Verdict.ACCEPTED),
+        (tuple(f"metric {k}" for k in range(33)), {}, Verdict.BAD_METRIC),
+        (("loss", "loss"), {}, Verdict.BAD_METRIC),
+        (("",), {}, Verdict.BAD_METRIC),
+        (("x" * 64,), {}, Verdict.ACCEPTED),
+        (("x" * 65,), {}, Verdict.BAD_METRIC),
+        ((), {}, Verdict.BAD_LENGTH),
+        (("loss",), {"payload_bytes": 16}, Verdict.BAD_LENGTH),
+        (("loss",), {"tree": 1}, Verdict.NOT_A_NEIGHBOUR),
+        (("loss",), {"codec": pb.Codec(format=pb.FORMAT_F32)}, Verdict.DECODE_FAILED),
+        (("loss",), {"model_fingerprint": 1}, Verdict.BAD_LENGTH),
+    ],
+)
+def test_sums_of_metrics_are_held_against_the_contract(
+    names: tuple[str, ...], changes: dict[str, Any], verdict: Verdict
+) -> None:
+    head = replace(HEAD, kind=Kind.METRIC, metrics=names)
+    message = wire.header(head, CONTRACT, [Span(0, 3)] * len(names))
+    message.MergeFrom(pb.MessageHeader(**changes))
+    assert wire.check(wire.envelope(message), CONTRACT) is verdict
 
 
 @given(heads, st.sampled_from(Format), st.integers(0, 2), u32)
