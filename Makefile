@@ -13,6 +13,7 @@ SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
 PROTO_VENV := .venv-proto
+RAY_VENV := .venv-ray
 PIP_FLAGS := --disable-pip-version-check --no-input
 
 # Shows of pip's many lines the large downloads and the two ends.
@@ -23,7 +24,7 @@ $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt $(1) | sed -u -n \
 	-e 's|^Successfully installed.*|  done|p'
 endef
 
-.PHONY: help demo test check lint types imports docs figures proto proto-check proto-lint format clean
+.PHONY: help demo test test-ray check lint types imports docs figures proto proto-check proto-lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +34,9 @@ demo: $(VENV)/.runtime ## Eight peers learn digits on this machine; report in re
 
 test: $(VENV)/.dev ## Run the tests (ARGS='-k relay -x' goes to pytest)
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10 --durations-min=1 $(ARGS)
+
+test-ray: $(RAY_VENV)/.ray ## Sweep on a local Ray, and compare the rows with those of processes
+	@$(RAY_VENV)/bin/python -m pytest -q -k 'ray or parquet' tests/peer/sweep/test_sweep.py $(ARGS)
 
 check: lint types imports proto-check proto-lint ## Everything that needs no run of the code
 	@echo "check: all passed"
@@ -71,7 +75,7 @@ format: $(VENV)/.dev ## Let ruff format and mend what it can
 	@$(BIN)/ruff check --fix
 
 clean: ## Remove the environments, caches and reports
-	rm -rf $(VENV) $(PROTO_VENV) reports dist .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) $(PROTO_VENV) $(RAY_VENV) reports dist .mypy_cache .ruff_cache .pytest_cache \
 		.hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -91,6 +95,9 @@ $(VENV)/.made:
 $(PROTO_VENV)/.made:
 	$(new_venv)
 
+$(RAY_VENV)/.made:
+	$(new_venv)
+
 $(VENV)/.runtime: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing relayswarm (the first time takes a few minutes, mostly PyTorch)"
 	@$(call pip_install,-e .)
@@ -108,4 +115,16 @@ $(PROTO_VENV)/.proto: $(PROTO_VENV)/.made pyproject.toml
 		project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 		print(*project["optional-dependencies"]["proto"], sep="\n")' > $(PROTO_VENV)/requirements.txt
 	@$(PROTO_VENV)/bin/python -m pip install $(PIP_FLAGS) -q -r $(PROTO_VENV)/requirements.txt
+	@touch $@
+
+# The `ray` and `parquet` extras alone; all else is that of the development environment.
+$(RAY_VENV)/.ray: $(RAY_VENV)/.made $(VENV)/.dev
+	@echo "Installing Ray and Arrow"
+	@$(RAY_VENV)/bin/python -c 'import pathlib, sysconfig; \
+		own, dev = pathlib.Path(sysconfig.get_path("purelib")), sysconfig.get_path("purelib", vars={"base": "$(CURDIR)/$(VENV)"}); \
+		(own / "dev.pth").write_text(f"import site; site.addsitedir({dev!r})\n")'
+	@$(RAY_VENV)/bin/python -m pip install $(PIP_FLAGS) -q -c constraints.txt \
+		$$($(RAY_VENV)/bin/python -c 'import tomllib; \
+		extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print(*extras["ray"], *extras["parquet"], sep="\n")')
 	@touch $@

@@ -144,11 +144,22 @@ def test_an_unknown_engine_is_refused() -> None:
         check_engine("slurm")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.skipif(find_spec("ray") is None, reason="`make test-ray` has Ray")
 @pytest.mark.filterwarnings("default")
-def test_ray_gives_the_same_rows(swept, tmp_path: Path) -> None:
-    alone = swept(tmp_path / "a", "graph=chain,ring").rows
-    there = swept(tmp_path / "b", "graph=chain,ring", engine="ray").rows
-    for row, other in zip(alone, there, strict=True):
+@pytest.mark.timeout(600)  # Ray starts, and torch is imported in all processes
+def test_ray_gives_the_rows_that_processes_give(swept, tmp_path: Path) -> None:
+    axes = ("algorithm=relaysgd,d2", "graph=chain,ring")
+    here = swept(tmp_path / "a", *axes, seeds=2, jobs=2).rows
+    there = swept(tmp_path / "b", *axes, seeds=2, engine="ray").rows
+    assert len(here) == 8
+    for row, other in zip(here, there, strict=True):
         assert row | {"wall_seconds": 0} == other | {"wall_seconds": 0}
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="`make test-ray` has Ray")
+@pytest.mark.filterwarnings("default")
+@pytest.mark.timeout(600)
+def test_an_error_on_ray_arrives_whole(swept, tmp_path: Path) -> None:
+    overrides = ("task.options={dimension = 0}",)
+    with pytest.raises(ConfigError, match="dimension"):
+        swept(tmp_path, "graph=chain,ring", engine="ray", overrides=overrides)
