@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.util import find_spec
@@ -44,18 +46,31 @@ def _in_processes(
     function: Callable[[J], R], jobs: Sequence[J], workers: int
 ) -> Iterator[tuple[J, R]]:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    pool = ProcessPoolExecutor(workers, context, initializer=_leave_interrupts)
+    pool = ProcessPoolExecutor(workers, context, initializer=_depend_on_parent)
     try:
         futures = {pool.submit(function, job): job for job in jobs}
         for future in as_completed(futures):
             yield futures[future], future.result()
+    except BaseException:
+        # Waiting for what they are at could take long, and deadlocks if Ctrl+C comes once more.
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
-    """Ctrl+C is for the process that started us; it lets us finish what we are at."""
+def _depend_on_parent() -> None:
+    """Ctrl+C is for the process that started us; it ends us, and if it dies we die too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _on_ray(function: Callable[[J], R], jobs: Sequence[J]) -> Iterator[tuple[J, R]]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
+import peer
 from peer.cli import build_app
 
 SMALL = [
@@ -77,3 +83,26 @@ def test_a_swarm_that_cannot_train_says_why(simulate, tmp_path: Path) -> None:
     assert ended.exit_code == 4
     assert "not a power of two" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_ends_a_sweep_at_once_and_keeps_what_is_done(tmp_path: Path) -> None:
+    """Twice, as impatient people press it."""
+    command = [sys.executable, "-c", "from peer.cli import main; main()", "simulate", *SMALL]
+    command += ["--steps=300", "--seeds=50", "--jobs=2", "--stacked=off", f"--output={tmp_path}"]
+    root = Path(peer.__file__).parents[1]
+    sweep = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=root, start_new_session=True
+    )
+    try:
+        assert sweep.stdout is not None
+        assert "run 1 of 50" in sweep.stdout.readline()
+        workers = psutil.Process(sweep.pid).children()
+        assert len(workers) >= 2
+        for _ in range(2):
+            os.killpg(sweep.pid, signal.SIGINT)
+        sweep.communicate(timeout=60)
+    finally:
+        sweep.kill()
+    assert sweep.returncode in (130, -signal.SIGINT)
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+    assert 1 <= len(list((tmp_path / "cells").iterdir())) < 50
