@@ -53,6 +53,9 @@ class Metrics:
         self._step = make("epoch_effective_step", "Step from which the present epoch holds.")
         self._size = make("epoch_members", "Members of the present epoch.")
         self._diameter = make("epoch_diameter_hops", "Longest path in a tree of the epoch.")
+        self._lr_factor = make(
+            "epoch_lr_factor", "Learning-rate factor that makes up for the delay of relaying."
+        )
         self._published_at = make(
             "epoch_published_timestamp_seconds", "When the present epoch was published."
         )
@@ -110,6 +113,7 @@ class Metrics:
         self._step.set(elected.effective_step)
         self._size.set(len(elected.members))
         self._diameter.set(publication.layout.diameter)
+        self._lr_factor.set(float(publication.layout.lr_factor))
         self._published_at.set(time.time())
 
 

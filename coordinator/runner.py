@@ -5,6 +5,7 @@ What belongs here: how the parts are put together and taken apart, and what ends
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from coordinator.views import FILE, as_config_error, check_graph
 from relayswarm import config as run_config
 from relayswarm.config import RunConfig
 from relayswarm.errors import ExitCode, QuorumError
+
+log = logging.getLogger("relayswarm.coordinator")
 
 NAP_S = 1.0
 """A signal that comes just before the main thread falls asleep is seen after this long."""
@@ -51,6 +54,8 @@ def serve(options: Options) -> ExitCode:
     announcer = Announcer(sys.stdout if options.json else None)
     with closing(Store(options.store)) as store:
         config = _config(options, store)
+        for text in config.warnings:
+            log.warning("%s", text)
         conductor = Conductor(config, store, _file_graph(config))
         metrics = Metrics(conductor)
         conductor.listeners += [metrics, announcer]

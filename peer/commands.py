@@ -6,7 +6,7 @@ Imports that take time are inside the functions.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -64,6 +64,12 @@ def resolve(
     return load(path, [*(overrides or []), *flag_overrides(flags)])
 
 
+def warn(configs: Iterable[RunConfig]) -> None:
+    """Say on standard error what the user may not have meant, each thing once."""
+    for text in dict.fromkeys(text for config in configs for text in config.warnings):
+        typer.echo(f"warning: {text}", err=True)
+
+
 def flag_overrides(flags: Mapping[str, object]) -> list[str]:
     """Flags that were given, as `--set` would say it."""
     return [
@@ -91,6 +97,7 @@ def up(
     given = {"peers": peers, "task": task, "algorithm": algorithm, "graph": graph}
     numbers = {"steps": steps, "alpha": alpha, "seed": seed}
     resolved = resolve(config, set_, {**given, **numbers})
+    warn([resolved])
     from peer.localswarm import session
 
     place = report or Path("reports") / resolved.run_id

@@ -26,6 +26,10 @@ from pydantic import (
 
 from relayswarm.errors import ConfigError
 
+UNBIASED = frozenset({"relaysgd", "d2", "gradient-tracking"})
+"""Methods that end where centralized training does, however much the peers' data differ, as long as
+a step is one optimizer step."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -276,6 +280,17 @@ class RunConfig(_Section):
     def shards(self) -> int:
         """Number of data shards: fixed for the whole run, whoever is there."""
         return self.data.shards or self.peers
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed, but may not be what was meant; each names the setting and its value."""
+        method, local_steps = self.algorithm.name, self.algorithm.local_steps
+        if local_steps == 1 or method not in UNBIASED:
+            return ()
+        return (
+            f"algorithm.local_steps = {local_steps}: with more than one, {method} is not "
+            "independent of how the peers' data differ any more (see docs/figures.md)",
+        )
 
     def to_toml(self) -> str:
         """As TOML text that `parse` reads back to an equal config."""

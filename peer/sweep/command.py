@@ -31,6 +31,7 @@ from peer.commands import (
     WithBaseline,
     flag_overrides,
     resolve,
+    warn,
 )
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError
@@ -153,6 +154,7 @@ def simulate(
         return
     from peer.localswarm import session
 
+    warn([resolved])
     _refuse_over_budget(resolved, budget or [])
     place = report or Path("reports") / resolved.run_id
     options = session.SessionOptions(place, device, data_dir, as_json, baseline, how or "off")
@@ -217,6 +219,7 @@ def _sweep(
     cells = build_cells(path, overrides, parsed, seeds)
     for cell in cells:
         check_settings(cell.config)
+    warn(cell.config for cell in cells)
     complete = Options(budgets=parse_budgets(budgets), **options)
     with _Bar(as_json=as_json) as bar:
         rows, files = sweep(cells, parsed, complete, bar)

@@ -61,6 +61,7 @@ def test_a_run_as_metrics_show_it(scraped: Any) -> None:
     assert (values["members"], values["joins_total"], values["lease_renewals_total"]) == (2, 2, 2)
     assert (values["epoch_term"], values["epoch_number"]) == (elected.term, 1)
     assert (values["epoch_members"], values["epoch_diameter_hops"]) == (2, 1)
+    assert values["epoch_lr_factor"] == 1  # two peers are as fresh as all-reduce
     assert values["epoch_published_timestamp_seconds"] > 1_700_000_000
     assert (values["member_step_min"], values["member_step_max"]) == (5, 7)
     assert values["elections_total quorum"] == 1

@@ -283,3 +283,25 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
     with pytest.raises(ConfigError, match="cannot be read") as caught:
         load(path)
     assert caught.value.value == str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "local_steps", "warns"),
+    [
+        ("relaysgd", 1, False),
+        ("relaysgd", 2, True),
+        ("d2", 4, True),
+        ("gradient-tracking", 4, True),
+        ("local-sgd", 4, False),  # nobody expects anything else of it
+    ],
+)
+def test_local_steps_bring_back_a_bias_and_the_config_says_so(
+    name: str, local_steps: int, warns: bool
+) -> None:
+    text = f"[algorithm]\nname = '{name}'\nlocal_steps = {local_steps}"
+    warnings = parse(text).warnings
+    assert len(warnings) == warns
+    for warning in warnings:
+        assert warning.startswith(
+            f"algorithm.local_steps = {local_steps}: with more than one, {name}"
+        )

@@ -85,6 +85,17 @@ def test_a_swarm_that_cannot_train_says_why(simulate, tmp_path: Path) -> None:
     assert len(ended.stderr.splitlines()) == 1
 
 
+def test_what_may_not_be_meant_is_said_once(simulate, tmp_path: Path) -> None:
+    local = ("--set=algorithm.local_steps=4", "--jobs=1", "--no-baseline")
+    one = simulate(*local, f"--report={tmp_path / 'one'}")
+    many = simulate(
+        *local, "--sweep=algorithm=relaysgd,local-sgd", "--seeds=2", f"--output={tmp_path}"
+    )
+    for ended in (one, many):
+        assert ended.exit_code == 0, ended.output
+        assert ended.stderr.count("warning: algorithm.local_steps = 4: with more than one") == 1
+
+
 def test_ctrl_c_ends_a_sweep_at_once_and_keeps_what_is_done(tmp_path: Path) -> None:
     """Twice, as impatient people press it."""
     command = [sys.executable, "-c", "from peer.cli import main; main()", "simulate", *SMALL]
