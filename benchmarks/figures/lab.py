@@ -193,10 +193,12 @@ def suboptimality_curves(
     until: Callable[[Tensor], bool] | None = None,
     noise: float = 0.0,
     graph: LabelledGraph | None = None,
+    of_peers: bool = False,
 ) -> Tensor:
     """f(mean of the models) - f(x*) before the first step and after each, (steps + 1, P, R).
 
-    `until` gets what there is so far, and ends the runs when it says True.
+    `of_peers`: the mean over the peers of f(x_i) - f(x*) in its place. `until` gets what there is
+    so far, and ends the runs when it says True.
     """
     descent = Quadratics(chosen, rates, config.algorithm.local_steps, noise, config.seed)
     p, r, d = descent.shape
@@ -206,7 +208,10 @@ def suboptimality_curves(
 
     def watch(steps: int, models: Tensor) -> bool:
         nonlocal last
-        curve[last + 1 : steps + 1] = descent.suboptimality(models.mean(0))
+        if of_peers:
+            curve[last + 1 : steps + 1] = descent.suboptimality(models).mean(0)
+        else:
+            curve[last + 1 : steps + 1] = descent.suboptimality(models.mean(0))
         last = steps
         return until is not None and until(curve[: last + 1])
 
