@@ -15,11 +15,14 @@ From a fresh start announcements only ever improve, so any order of delivery lea
 
 With n bridges and m links, messages that all take equally long settle within n - 1 rounds and
 O(n m) messages, O(m diameter) for equal costs; a hostile order of delivery can make the number of
-messages exponential in n, as for any asynchronous Bellman-Ford. A message costs O(ports) work.
+messages exponential in n, as for any asynchronous Bellman-Ford. With the best served first, and
+what has not left yet replaced by what is newer (802.1D's hold time), O(m) are enough.
+A message costs O(1) work, O(ports) if it changes root or cost, or takes back what they rest on.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,8 +42,7 @@ class BridgeId(NamedTuple):
     peer: int
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Bpdu:
+class Bpdu(NamedTuple):
     """A configuration message: "I reach `root` at `cost`". The order is that of preference."""
 
     root: BridgeId
@@ -50,6 +52,8 @@ class Bpdu:
 
 
 Outgoing: TypeAlias = list[tuple[Port, Bpdu]]
+Path: TypeAlias = tuple[BridgeId, int, BridgeId, Port, Port]
+"""A way to a root as seen from one port, in the order of preference: see the top of this file."""
 
 
 class Role(Enum):
@@ -74,6 +78,7 @@ class Bridge:
     root: BridgeId = field(init=False)  # as far as this bridge knows
     cost: int = field(init=False)  # of the path to the root
     root_port: Port | None = field(init=False)  # None while it takes itself for the root
+    _best: Path | None = field(init=False)  # by which it reaches a better root than itself
 
     def __post_init__(self) -> None:
         """Work out the root from what was heard."""
@@ -94,14 +99,23 @@ class Bridge:
         """Take in what the neighbour on `port` says; if root or cost change, announce them."""
         before = (self.root, self.cost)
         self.heard[port] = bpdu
-        self._choose_root()
+        via = self._via(port)
+        if self._best is not None and port == self.root_port and via > self._best:
+            self._choose_root()  # what the choice rested on is taken back
+        elif self._best is None or via < self._best:
+            self._choose(via)
         return self.start() if (self.root, self.cost) != before else []
 
     def _choose_root(self) -> None:
-        best = min((self._via(port) for port in self.heard), default=None)
+        self._choose(min((self._via(port) for port in self.heard), default=None))
+
+    def _choose(self, best: Path | None) -> None:
+        """Take the best path that was heard of, unless it leads to a root worse than oneself."""
         if best is None or best[0] >= self.bridge_id:
+            self._best = None
             self.root, self.cost, self.root_port = self.bridge_id, 0, None
         else:
+            self._best = best
             self.root, self.cost, self.root_port = best[0], best[1], best[-1]
 
     def role(self, port: Port) -> Role:
@@ -112,7 +126,7 @@ class Bridge:
         better = heard is None or self._announcement(port) < heard
         return Role.DESIGNATED if better else Role.BLOCKED
 
-    def _via(self, port: Port) -> tuple[BridgeId, int, BridgeId, Port, Port]:
+    def _via(self, port: Port) -> Path:
         heard = self.heard[port]
         return (heard.root, heard.cost + self.port_costs[port], heard.bridge, heard.port, port)
 
@@ -159,7 +173,7 @@ def spanning_tree(
 ) -> SpanningTree:
     """Run the protocol on a graph. `priorities` (by peer, least is best) default to equal ones.
 
-    The tree does not depend on `schedule`; by default links are served in turn.
+    The tree does not depend on `schedule`; by default the best message is served first.
     """
     ids = [BridgeId(p, i) for i, p in enumerate(priorities or [0] * graph.n)]
     return settle(ids, number_ports(graph, ids), schedule)
@@ -180,26 +194,65 @@ def settle(
     """Start a bridge for each id (peers 0.. in order) and deliver messages until none is left.
 
     Each direction of a link delivers in the order of sending; among links `schedule` decides.
+    Without one the best message goes first, and a newer message takes the place of one that has
+    not left yet.
     """
     bridges, opposite = wire(ids, links)
-    under_way: dict[End, deque[Bpdu]] = {}
+    line = _BestFirst() if schedule is None else _Scheduled(schedule)
 
     def post(peer: int, outgoing: Outgoing) -> None:
         for port, bpdu in outgoing:
-            under_way.setdefault(opposite[End(peer, port)], deque()).append(bpdu)
+            line.put(opposite[End(peer, port)], bpdu)
 
     for peer, bridge in enumerate(bridges):
         post(peer, bridge.start())
     messages = 0
-    while under_way:
-        end = next(iter(under_way)) if schedule is None else schedule(tuple(under_way))
-        queue = under_way.pop(end)
-        outgoing = bridges[end.peer].receive(end.port, queue.popleft())
-        if queue:
-            under_way[end] = queue  # to the back of the line
-        post(end.peer, outgoing)
+    while (following := line.take()) is not None:
+        end, bpdu = following
+        post(end.peer, bridges[end.peer].receive(end.port, bpdu))
         messages += 1
     return read_tree(bridges, opposite, messages)
+
+
+class _Scheduled:
+    """Messages under way, each of which arrives, in the order that a schedule wants."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._queues: dict[End, deque[Bpdu]] = {}
+
+    def put(self, end: End, bpdu: Bpdu) -> None:
+        self._queues.setdefault(end, deque()).append(bpdu)
+
+    def take(self) -> tuple[End, Bpdu] | None:
+        if not self._queues:
+            return None
+        end = self._schedule(tuple(self._queues))
+        queue = self._queues.pop(end)
+        bpdu = queue.popleft()
+        if queue:
+            self._queues[end] = queue  # to the back of the line
+        return end, bpdu
+
+
+class _BestFirst:
+    """Messages under way, the newest to each end only, the best first."""
+
+    def __init__(self) -> None:
+        self._newest: dict[End, Bpdu] = {}
+        self._heap: list[tuple[Bpdu, End]] = []  # those replaced stay, and are passed over
+
+    def put(self, end: End, bpdu: Bpdu) -> None:
+        self._newest[end] = bpdu
+        heapq.heappush(self._heap, (bpdu, end))
+
+    def take(self) -> tuple[End, Bpdu] | None:
+        while self._heap:
+            bpdu, end = heapq.heappop(self._heap)
+            if self._newest.get(end) is bpdu:
+                del self._newest[end]
+                return end, bpdu
+        return None
 
 
 def wire(ids: Sequence[BridgeId], links: Sequence[Link]) -> tuple[list[Bridge], dict[End, End]]:

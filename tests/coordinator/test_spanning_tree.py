@@ -70,9 +70,9 @@ def test_tree_is_that_of_shortest_paths(graph: Graph, data: st.DataObject) -> No
 @given(weighted_graphs(), st.integers(0, 2**32))
 def test_tree_does_not_depend_on_the_order_of_delivery(graph: Graph, seed: int) -> None:
     scheduled = spanning_tree(graph, schedule=random.Random(seed).choice)
-    in_turn = spanning_tree(graph)
-    assert (scheduled.root, scheduled.edges) == (in_turn.root, in_turn.edges)
-    assert (scheduled.root_ports, scheduled.costs) == (in_turn.root_ports, in_turn.costs)
+    best_first = spanning_tree(graph)
+    assert (scheduled.root, scheduled.edges) == (best_first.root, best_first.edges)
+    assert (scheduled.root_ports, scheduled.costs) == (best_first.root_ports, best_first.costs)
 
 
 @given(weighted_graphs(), st.booleans())
@@ -114,7 +114,14 @@ def test_one_bridge_alone_is_root() -> None:
 @pytest.mark.parametrize(("name", "most_rounds"), [("chain", 29), ("torus", 5), ("ring", 15)])
 def test_messages_in_step_settle_within_the_diameter(name: str, most_rounds: int) -> None:
     graph = build_graph(name, 30)
-    assert spanning_tree(graph).messages <= 2 * len(graph.edges) * (most_rounds + 1)
+    in_turn = spanning_tree(graph, schedule=lambda ends: ends[0])
+    assert in_turn.messages <= 2 * len(graph.edges) * (most_rounds + 1)
+
+
+@pytest.mark.parametrize("name", ["chain", "ring", "torus", "complete", "binary-tree", "star"])
+def test_best_first_takes_few_messages_for_each_link(name: str) -> None:
+    graph = build_graph(name, 100)
+    assert spanning_tree(graph).messages <= 4 * len(graph.edges)
 
 
 # --- one bridge ----------------------------------------------------------------------------------
@@ -160,6 +167,18 @@ def test_root_port_is_chosen_field_by_field(
         for port in order:
             bridge.receive(port, (first, second)[port - 1])
         assert bridge.root_port == 2
+
+
+def test_a_root_that_is_taken_back_gives_way_to_the_next_best() -> None:
+    bridge = Bridge(ME, {1: 1, 2: 1})
+    bridge.receive(2, Bpdu(LOW, 5, HIGH, 1))
+    bridge.receive(1, Bpdu(LOW, 0, LOW, 1))
+    assert bridge.receive(1, Bpdu(LOW, 9, LOW, 1)) == [(1, Bpdu(LOW, 6, ME, 1))]
+    assert (bridge.root, bridge.cost, bridge.root_port) == (LOW, 6, 2)
+    bridge.receive(2, Bpdu(HIGH, 0, HIGH, 1))
+    assert (bridge.root_port, bridge.cost) == (1, 10)
+    bridge.receive(1, Bpdu(HIGH, 0, HIGH, 1))
+    assert (bridge.root, bridge.root_port) == (ME, None)
 
 
 def test_own_port_id_breaks_the_last_tie() -> None:
