@@ -41,18 +41,16 @@ from peer.algorithms.core import (
     Verdict,
     View,
 )
-from peer.algorithms.metric_relay import SwarmMean, Tell
 from peer.announce import Announcer
 from peer.checkpoints import Checkpoints
+from peer.daemon_metrics import swarm_metrics
 from peer.driver import Driver
 from peer.metrics import PeerMetrics, value
-from peer.registers import Outgoing, Registers
-from peer.swarm_metrics import SwarmMetrics, as_event
+from peer.registers import Registers
 from peer.training.trainer import Trainer, TrainResult
 from peer.training_thread import TrainingThread
-from peer.transport import contract
-from peer.transport.contract import PeerState, Snapshot
-from peer.transport.metric_payload import MetricPayload, sums_of
+from peer.transport.contract import Outgoing, PeerState, Snapshot
+from peer.transport.metric_payload import sums_of
 
 log = logging.getLogger("relayswarm.peer")
 
@@ -63,7 +61,7 @@ OBSERVE_EVERY = 10  # steps between evaluations of a vector metric: each is a pa
 class Sender(Protocol):
     """What the daemon needs of the outbox."""
 
-    def send(self, to: PeerId, head: Head, outgoing: contract.Outgoing) -> None: ...
+    def send(self, to: PeerId, head: Head, outgoing: Outgoing) -> None: ...
     def cancel(self, to: PeerId, head: Head) -> None: ...
 
 
@@ -106,7 +104,7 @@ class Daemon:
         self.view: View | None = None
         self.loss = math.nan
         self.outbox: Sender | None = None
-        self.swarm = SwarmMetrics(trainer.config, self._tell, self.dropped, self._learnt)
+        self.swarm = swarm_metrics(peer, trainer.config, metrics, announce, self.send, self.dropped)
         self._training = TrainingThread(
             peer, trainer, checkpoints, metrics, announce, self.swarm.measured
         )
@@ -386,18 +384,6 @@ class Daemon:
 
     def bytes_out(self, count: int) -> None:
         self.metrics.bytes_sent.inc(count)
-
-    # --- what SwarmMetrics asks for, in whatever thread it is told something --------------------
-
-    def _tell(self, tell: Tell) -> None:
-        assert self.outbox is not None
-        self.outbox.send(tell.to, tell.head, MetricPayload(tell.sums))
-
-    def _learnt(self, swarm: SwarmMean) -> None:
-        self.metrics.learnt(swarm)
-        self.announce("swarm_metrics", peer=self.peer, **as_event(swarm))
-
-    # --- reading the model ---------------------------------------------------------------------
 
     def _answer_readers(self) -> None:
         readers, self._readers = self._readers, []

@@ -110,7 +110,8 @@ class _Evaluation:
         return self.heard[neighbour].peers if neighbour in self.heard else 0
 
     def sums(self, order: Mapping[PeerId, int], but: PeerId | None = None) -> Sums:
-        """Over all that is known, what came from one neighbour left out; in visiting order."""
+        """Over all that is known, what came from one neighbour left out. Always in visiting order,
+        so that no bit of a sum depends on who was first."""
         parts = [self.own] if self.own is not None else []
         parts += [self.heard[k].sums for k in order if k in self.heard and k != but]
         added: dict[str, Sum] = {}
