@@ -47,7 +47,8 @@ class FaultPlan:
         return any(self._everywhere) or bool(self._faults.edge)
 
     def drops(self, step: int, round: int, tree: int, sender: str, receiver: str) -> bool:
-        """Is the message that `sender` sends to `receiver` in this step and round lost?
+        """Is the message that `sender` sends to `receiver` in this step and round lost? Of a pair's
+        messages the number of their exchange is the round: a call that is made again is another.
 
         The tree has no say: the halves of a model that cross the same edge on two trees are one
         message as far as an experiment is concerned, and are lost together.

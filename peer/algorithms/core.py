@@ -105,6 +105,11 @@ class Head:
     exchange: int = 0  # number of a pairwise exchange, per initiator
     metrics: tuple[str, ...] = ()  # whose sums are in it, one section each
 
+    @property
+    def ordinal(self) -> int:
+        """Tells messages of a step over an edge apart: by round, or by exchange of a pair."""
+        return self.round + self.exchange
+
 
 @dataclass(frozen=True, slots=True)
 class Reg:

@@ -25,7 +25,7 @@ class PlannedLink:
     def __call__(self, sender: PeerId, to: PeerId, head: Head) -> Sequence[Delivery]:
         if self._is_idle:
             return _AS_USUAL
-        fate = self._plan.fate(head.step, head.round, head.tree, sender, to)
+        fate = self._plan.fate(head.step, head.ordinal, head.tree, sender, to)
         if fate.lost:
             return (Delivery(LATENCY_S, lost=True),) if self._plan.announced else ()
         return [Delivery(LATENCY_S + late_s) for late_s in fate.delays_s]

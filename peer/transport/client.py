@@ -59,7 +59,7 @@ class Outbox:
         if plan is None or not plan.touches_messages:
             self._post(to, Letter(head, self._contract, outgoing))
             return
-        fate = plan.fate(head.step, head.round, head.tree, self._me, to)
+        fate = plan.fate(head.step, head.ordinal, head.tree, self._me, to)
         if not fate.lost:
             self._post_copies(to, head, outgoing, fate.delays_s)
             return

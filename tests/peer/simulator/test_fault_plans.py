@@ -21,6 +21,14 @@ def test_a_duplicate_changes_costs_but_not_models(play) -> None:
     assert twice.cost["models_received_per_step"] == plain.cost["models_received_per_step"]
 
 
+@pytest.mark.parametrize("method", ["swarmsgd", "adpsgd"])
+def test_of_a_pair_each_call_has_a_fate_of_its_own(play, method: str) -> None:
+    """Else who called again after a known loss would lose that too, until its deadline."""
+    run = play(f"[algorithm]\nname = '{method}'\n[faults]\ndrop = 0.3", "topology.graph=ring")
+    assert not any(e["missed"] for e in run.of("step"))  # a call got through in every step
+    assert run.cost["virtual_seconds"] < 31
+
+
 def test_late_messages_cost_time_and_nothing_else(play) -> None:
     plain, late = play(""), play("[faults]\ndelay_s = 2.0")
     assert late.suboptimality == plain.suboptimality
