@@ -33,7 +33,7 @@ class Registers:
     """
 
     def __init__(self, live: Tensor, roles: Mapping[str, Role], parameters_end: int) -> None:
-        self._tensors = {LIVE: live, **{name: torch.zeros_like(live) for name in roles}}
+        self.tensors = {LIVE: live, **{name: torch.zeros_like(live) for name in roles}}
         self._roles = dict(roles)
         self._parameters_end = parameters_end
         self._trees = 1
@@ -42,7 +42,7 @@ class Registers:
         self.chunk = CUDA_CHUNK_ELEMENTS if live.is_cuda else CHUNK_ELEMENTS
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
+        return self.tensors[name]
 
     def split(self, trees: int) -> None:
         """From now on the model travels on so many trees: one, or two with half of it each."""
@@ -50,17 +50,17 @@ class Registers:
 
     def span(self, tree: int | None) -> tuple[int, int]:
         """First element and end of what travels on `tree`; None means the whole vector."""
-        elements = self._tensors[LIVE].numel()
+        elements = self.tensors[LIVE].numel()
         return (0, elements) if tree is None else span(elements, tree, self._trees)
 
     def set(self, reg: Reg, lin: Lin, tree: int | None = None) -> None:
         """Evaluate `lin` into `reg` on the coordinates of `tree`."""
         self.about_to_write(reg.name)
         start, stop = self.span(tree)
-        target = self._tensors[reg.name]
+        target = self.tensors[reg.name]
         for a in range(start, stop, self.chunk):
             b = min(a + self.chunk, stop)
-            target[a:b] = evaluate(lin, self._tensors, a, b, start)
+            _cut(target, a, b).copy_(evaluate(lin, self.tensors, a, b, start))
         if self._roles.get(reg.name) is Role.CORRECTION:
             target[self._parameters_end :] = 0
 
@@ -68,19 +68,21 @@ class Registers:
         """Euclidean norm of `lin` on the coordinates of `tree`."""
         start, stop = self.span(tree)
         edges = range(start, stop, self.chunk)
-        chunks = (evaluate(lin, self._tensors, a, min(a + self.chunk, stop), start) for a in edges)
+        chunks = (evaluate(lin, self.tensors, a, min(a + self.chunk, stop), start) for a in edges)
         return float(sum(float((chunk.double() ** 2).sum()) for chunk in chunks) ** 0.5)
 
     def outgoing(self, lins: tuple[Lin, ...], head: Head) -> Outgoing:
         """The payload of a message: the value that `lins` have now, read whenever it is sent."""
         start, stop = self.span(head.tree if head.kind is Kind.RELAY else None)
-        outgoing = Outgoing(lins, dict(self._tensors), start, stop, self._guard)
+        outgoing = Outgoing(lins, dict(self.tensors), start, stop, self._guard)
         self._readers.add(outgoing)
         return outgoing
 
     def about_to_write(self, name: str) -> None:
         """Copy `name` for those who still read it; to be called before anything overwrites it."""
-        live = self._tensors[name]
+        if not self._readers:
+            return
+        live = self.tensors[name]
         with self._guard:
             readers = [reader for reader in self._readers if reader.reads(name, live)]
             if readers:
@@ -136,22 +138,32 @@ def span(elements: int, tree: int, trees: int) -> tuple[int, int]:
 def evaluate(lin: Lin, tensors: Mapping[str, Tensor], a: int, b: int, origin: int) -> Tensor:
     """Elements [a, b) of `lin` as a new tensor; messages hold elements from `origin` on."""
     total: Tensor | None = None
+    is_own = False  # not a vector of somebody else's
     for coef, ref in lin.terms:
         part = _part(ref, tensors, a, b, origin)
+        scaled = part if coef == 1 else part * scalar(coef)
         if total is None:
-            total = part.clone() if coef == 1 else part * scalar(coef)
+            total, is_own = scaled, scaled is not part
+        elif is_own:
+            total += scaled
         else:
-            total += part if coef == 1 else part * scalar(coef)
+            total, is_own = total + scaled, True
     if total is None:
         return torch.zeros_like(tensors[LIVE][a:b])
-    return total if lin.divisor == 1 else total.div_(scalar(lin.divisor))
+    if lin.divisor != 1:
+        return total.div_(scalar(lin.divisor)) if is_own else total / scalar(lin.divisor)
+    return total if is_own else total.clone()
 
 
 def _part(ref: Reg | Message, tensors: Mapping[str, Tensor], a: int, b: int, origin: int) -> Tensor:
     if isinstance(ref, Reg):
-        return tensors[ref.name][a:b]
-    payload: Tensor = ref.payload
-    return payload[a - origin : b - origin]
+        return _cut(tensors[ref.name], a, b)
+    return _cut(ref.payload, a - origin, b - origin)
+
+
+def _cut(vector: Tensor, a: int, b: int) -> Tensor:
+    """Elements [a, b); the vector itself if it is all of them: small vectors are cut in no time."""
+    return vector if b - a == vector.numel() else vector[a:b]
 
 
 def scalar(coef: Coef) -> float:

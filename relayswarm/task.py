@@ -185,6 +185,20 @@ class Task(ABC):
         draws from the global generators; each peer has its own state of them.
         """
 
+    @property
+    def is_random(self) -> bool:
+        """Whether `loss` may draw random numbers. Say False where it cannot: peers that share a
+        process then need not take turns with the global generators at every step."""
+        return True
+
+    def gradients(self, model: nn.Module, batch: Any) -> tuple[Tensor, Sequence[Tensor]] | None:  # noqa: ARG002
+        """The loss of `batch` and its gradient for each trainable parameter, in the model's order,
+        where they are known in closed form. None, the default, leaves them to autograd.
+
+        Called without recording gradients. Must be what autograd makes of `loss`, up to rounding.
+        """
+        return None
+
     @abstractmethod
     def evaluate(self, model: nn.Module, site: Site) -> Mapping[str, Measured]:
         """Measure the model, usually on a test set common to all peers.

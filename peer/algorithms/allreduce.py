@@ -106,6 +106,9 @@ class AllReduce(Synchronous):
             self._slot((head.tree, head.sender)).heard(label_of(head), self._due)
         return super()._gone(peer, head)
 
+    def least_patience_s(self) -> float:
+        return min(map(self.patience_s, self._awaited()), default=self.run.deadline_s)
+
     def _awaited(self) -> list[Edge]:
         return [] if self._rejoins else super()._awaited()
 

@@ -68,6 +68,8 @@ class Slot:
         held, used = self.held, self.used
         if label == used or label in held:
             return Verdict.DUPLICATE
+        if not held:
+            return Verdict.STALE_STEP if label < used else Verdict.ACCEPTED
         rivals = [other for other in held if (other > now) == (label > now)]
         return Verdict.STALE_STEP if label < max(rivals, default=used) else Verdict.ACCEPTED
 
@@ -126,6 +128,8 @@ class Slot:
         return max((held for held in self.held if held <= label), default=None)
 
     def _prune(self, now: Label) -> list[tuple[Head, DropReason]]:
+        if len(self.held) == 1:
+            return []
         keep = {self._newest(now), self.ahead(now)}
         dropped = [held.head for label, held in self.held.items() if label not in keep]
         self.held = {label: held for label, held in self.held.items() if label in keep}

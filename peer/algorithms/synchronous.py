@@ -81,6 +81,7 @@ class Synchronous(Algorithm):
         self._waiting_since = 0.0
         self._taken: list[tuple[Label, Label | None]] = []  # in this step: label due, label used
         self._slots: dict[Edge, Slot] = {}
+        self._due_slots: tuple[Label, list[tuple[Edge, Slot]]] | None = None
         self._under_way = UnderWay(lag)
 
     # --- what a method says ------------------------------------------------------------------
@@ -128,6 +129,10 @@ class Synchronous(Algorithm):
         """How long to wait for the message of an edge."""
         return self.run.deadline_s
 
+    def least_patience_s(self) -> float:
+        """Of all edges that are waited for: asked at every event."""
+        return self.run.deadline_s
+
     def momentum(self) -> Reg | None:
         """A register that takes the place of the optimizer's momentum, if any."""
         return None
@@ -165,8 +170,7 @@ class Synchronous(Algorithm):
     def next_deadline(self) -> float | None:
         if self.phase is not Phase.WAITING:
             return None
-        patience_s = (self.patience_s(edge) for edge in self._awaited())
-        return self._waiting_since + min(patience_s, default=self.run.deadline_s)
+        return self._waiting_since + self.least_patience_s()
 
     def admit(self, head: Head) -> Verdict:
         view = self.view
@@ -203,6 +207,7 @@ class Synchronous(Algorithm):
                 effects = self._gone(peer, head)
             case SendDone(to, head):
                 self._under_way.done(to, head)
+                return []  # nobody waits for an answer
             case Tick():
                 self._tick(now)
         return effects + self._advance(now)
@@ -232,7 +237,7 @@ class Synchronous(Algorithm):
         self.view, self._next_view = view, None
         self._epoch_start = self._step
         held = [held.head for slot in self._slots.values() for held in slot.held.values()]
-        self._slots = {}
+        self._slots, self._due_slots = {}, None
         dropped = [Drop(head, DropReason.EPOCH) for head in held]
         return [*self._under_way.keep(view.members), *dropped, *self.begin_epoch(view)]
 
@@ -289,16 +294,25 @@ class Synchronous(Algorithm):
         """The edges that are waited for. A peer that can reach nobody waits for anybody, or for
         the topology that mends it, as long as for a neighbour that hangs (R6): it would run away
         from the others, learning from its own data alone."""
-        slots = {edge: self._slot(edge) for edge in self._edges}
+        due = self._due
+        missing = [(edge, slot) for edge, slot in self._slots_due(due) if slot.seen < due]
+        if not missing:
+            return []
         others = self._slots.values()
         cut_off = self._next_view is None and all(slot.silent for slot in others)
-        awaited = (edge for edge in slots if slots[edge].awaited(self._due, cut_off=cut_off))
+        awaited = [edge for edge, slot in missing if slot.awaited(due, cut_off=cut_off)]
         return [edge for edge in awaited if self._lives_on(edge[1])]
+
+    def _slots_due(self, due: Label) -> list[tuple[Edge, Slot]]:
+        """The edges over which messages are due, with their slots: asked at every event."""
+        if self._due_slots is None or self._due_slots[0] != due:
+            self._due_slots = (due, [(edge, self._slot(edge)) for edge in self._edges])
+        return self._due_slots[1]
 
     def _lives_on(self, peer: PeerId) -> bool:
         """Whether the next topology, if there is one, still has that peer, in its present life."""
         following = self._next_view
-        return not following or following.members.get(peer) == self._view.members.get(peer)
+        return following is None or following.members.get(peer) == self._view.members.get(peer)
 
     def _complete(self, now: float) -> list[Effect]:
         inbox, effects = self._take()
@@ -313,16 +327,17 @@ class Synchronous(Algorithm):
 
     def _take(self) -> tuple[Inbox, list[Effect]]:
         """What there is to use now (R2), and what turns out to be of no use."""
-        inbox: dict[Edge, Received | None] = dict.fromkeys(self._edges)
+        inbox: dict[Edge, Received | None] = {}
         dropped: list[Effect] = []
-        for edge in inbox:
-            received = self._slot(edge).take(self._due)
-            if received and not self.uses_late and label_of(received.head) < self._due:
+        due = self._due
+        for edge, slot in self._slots_due(due):
+            received = slot.take(due)
+            if received and not self.uses_late and label_of(received.head) < due:
                 dropped.append(Drop(received.head, DropReason.STALE))
-            else:
-                inbox[edge] = received
+                received = None
+            inbox[edge] = received
         used = (label_of(received.head) if received else None for received in inbox.values())
-        self._taken += [(self._due, label) for label in used]
+        self._taken += [(due, label) for label in used]
         return inbox, dropped
 
     def _combine(self, inbox: Inbox) -> list[Effect]:

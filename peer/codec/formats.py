@@ -85,7 +85,7 @@ def roundtrip(vector: Tensor, fmt: Format) -> Tensor:
 
     Returns `vector` itself where the format loses nothing.
     """
-    if torch.promote_types(vector.dtype, fmt.dtype) == fmt.dtype:
+    if vector.dtype == fmt.dtype or torch.promote_types(vector.dtype, fmt.dtype) == fmt.dtype:
         return vector
     return vector.to(fmt.dtype).to(vector.dtype)
 

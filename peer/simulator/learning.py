@@ -18,7 +18,19 @@ from torch import Tensor
 
 from coordinator.graph_files import LabelledGraph, read_graph
 from coordinator.views import FILE, lay_out
-from peer.algorithms.core import Algorithm, Averaged, Coef, Event, Gone, NewView, PeerId, Train
+from peer.algorithms.core import (
+    Algorithm,
+    Averaged,
+    Coef,
+    Event,
+    Gone,
+    Head,
+    Kind,
+    Lin,
+    NewView,
+    PeerId,
+    Train,
+)
 from peer.announce import finite
 from peer.baseline import plain
 from peer.codec import Format, default_format, roundtrip
@@ -26,7 +38,7 @@ from peer.config import build_algorithm
 from peer.faults import FaultPlan, check_peers
 from peer.outcome import RunOutcome
 from peer.progress import Progress
-from peer.registers import Outgoing, Registers
+from peer.registers import Registers, evaluate
 from peer.simulator.coordination import Coordination
 from peer.simulator.metric_mail import MetricMail
 from peer.simulator.planned import Crashes, PlannedLink
@@ -71,6 +83,18 @@ def simulate(
     return Simulation(config, data_dir, progress, mean_every).run()
 
 
+class FormedRegisters(Registers):
+    """Registers of a simulated peer. A message leaves as soon as it is emitted, so it is formed
+    then, and nobody reads late."""
+
+    def outgoing(self, lins: tuple[Lin, ...], head: Head) -> tuple[Tensor, ...]:  # type: ignore[override]
+        start, stop = self.span(head.tree if head.kind is Kind.RELAY else None)
+        return tuple(evaluate(lin, self.tensors, start, stop, start) for lin in lins)
+
+    def about_to_write(self, name: str) -> None:
+        """Nothing to keep."""
+
+
 class LearningBody:
     """A simulated peer's model, data and registers; local steps take `LOCAL_STEP_S * slow_down`."""
 
@@ -91,10 +115,8 @@ class LearningBody:
         varied, usual = effect.local_steps, self.trainer.config.algorithm.local_steps
         return LOCAL_STEP_S * (usual if varied is None else len(varied)) * self._slow_down
 
-    def payload(self, outgoing: Outgoing) -> tuple[Tensor, ...]:
-        sections = range(outgoing.sections)
-        whole = (outgoing.read(k, 0, outgoing.elements) for k in sections)
-        return tuple(roundtrip(vector, self.wire_format) for vector in whole)
+    def payload(self, outgoing: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(roundtrip(vector, self.wire_format) for vector in outgoing)
 
 
 def format_of(trainer: Trainer) -> Format:
@@ -202,7 +224,7 @@ class Simulation:
             trainer.flat.vector.copy_(self._bodies[donor].trainer.flat.vector)
         algorithm = build_algorithm(self._config, step)
         flat = trainer.flat
-        registers = Registers(flat.vector, algorithm.registers, flat.parameters_end)
+        registers = FormedRegisters(flat.vector, algorithm.registers, flat.parameters_end)
         body = LearningBody(trainer, registers, self._plan.slow_down(peer))
         node = self._world.add(peer, algorithm, body)
         node.on_event = partial(self._heard, peer)
@@ -238,12 +260,11 @@ class Simulation:
 
     def _heard(self, peer: PeerId, event: Event) -> None:
         """What a peer's metrics have to know too."""
-        box = self._mail.boxes[peer]
         match event:
             case NewView(view):
-                box.viewed(view)
+                self._mail.boxes[peer].viewed(view)
             case Gone(other, None):
-                box.gone(other)
+                self._mail.boxes[peer].gone(other)
 
     def _trains(self, peer: PeerId, body: LearningBody, effect: Train) -> None:
         """Before a step, while the model is x^(t): crash, or evaluate, if it is time to."""

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from peer.algorithms.core import LIVE, Averaged, Head, PeerId, View
 from peer.algorithms.pairwise import Pairwise
 from peer.config import build_algorithm
-from peer.registers import Registers
-from peer.simulator.learning import LearningBody
+from peer.simulator.learning import FormedRegisters, LearningBody
 from peer.simulator.links import LosingLink
 from peer.simulator.trace_problem import Floats, TraceProblem
 from peer.simulator.world import World
@@ -84,7 +83,7 @@ class TraceSwarm:
         self._problem, self._config, self._views = problem, config, views
         self._world = World(LosingLink(self._loses))
         self._algorithms = [build_algorithm(config) for _ in views]
-        self._registers: list[Registers] = []
+        self._registers: list[FormedRegisters] = []
         for i, view in enumerate(views):
             trainer = ScheduledTrainer(FileQuadratics(problem), config, make_site(config, i))
             trainer.rates = rates(i)
@@ -92,7 +91,7 @@ class TraceSwarm:
 
     def _add(self, peer: PeerId, i: int, trainer: Trainer) -> None:
         flat, algorithm = trainer.flat, self._algorithms[i]
-        registers = Registers(flat.vector, algorithm.registers, flat.parameters_end)
+        registers = FormedRegisters(flat.vector, algorithm.registers, flat.parameters_end)
         self._registers.append(registers)
         self._world.add(peer, algorithm, LearningBody(trainer, registers, slow_down=1.0))
 

@@ -10,7 +10,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from peer.algorithms.core import (
     Algorithm,
@@ -90,8 +90,7 @@ class Body(Protocol):
         """What the receiver gets: a payload for each section, through the wire format."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Flight:
+class _Flight(NamedTuple):
     """A message under way; `hops` is the length of the chain of messages that it ends."""
 
     sender: PeerId
@@ -127,7 +126,7 @@ class Node:
     on_averaged: Callable[[Averaged], None] | None = None
     on_observed: Callable[[str, float], None] | None = None
     on_train: Callable[[Train], None] | None = None
-    _wake_at: float | None = None
+    _alarm_at: float | None = None
     _training: bool = False
     _cause: int = 0  # depth of the message being taken in
 
@@ -141,10 +140,7 @@ class Node:
         if self.on_event:
             self.on_event(event)
         self.driver.feed(event, self.world.now)
-        deadline = self.algorithm.next_deadline()
-        if deadline is not None and deadline != self._wake_at:
-            self._wake_at = deadline
-            self.world.at(deadline, lambda: self._wake(deadline))
+        self._set_alarm()
 
     def take(self, flight: _Flight) -> None:
         """A message, or the announcement of its loss, is in."""
@@ -164,10 +160,23 @@ class Node:
         """How long a chain of messages will be whose last is sent now."""
         return 1 + (self._cause if self._training else self.depth)
 
-    def _wake(self, deadline: float) -> None:
-        if self.algorithm.next_deadline() == deadline:
-            self._wake_at = None
+    def _set_alarm(self) -> None:
+        """Be woken at the algorithm's deadline, or before, to set the alarm again: deadlines are
+        put off with every step and nearly never come."""
+        deadline = self.driver.algorithm.next_deadline()
+        if deadline is not None and (self._alarm_at is None or deadline < self._alarm_at):
+            self._alarm_at = deadline
+            self.world.at(deadline, lambda: self._wake(deadline))
+
+    def _wake(self, alarm: float) -> None:
+        if alarm != self._alarm_at:
+            return  # an earlier one took its place
+        self._alarm_at = None
+        deadline = self.algorithm.next_deadline()
+        if deadline is not None and deadline <= self.world.now:
             self.feed(Tick())
+        elif self.alive:
+            self._set_alarm()
 
     # --- Host --------------------------------------------------------------------------------
 
@@ -310,7 +319,7 @@ class World:
 
     def _arrive(self, flight: _Flight) -> None:
         sender, to, head = flight.sender, flight.to, flight.head
-        if (to, head) in self._cancelled:
+        if self._cancelled and (to, head) in self._cancelled:
             return
         if not self.connected(sender, to):
             self._unreachable(sender, to, head)

@@ -14,7 +14,7 @@ convention `paper` the singular values of A_i do, as printed: the Hessian's reac
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -129,6 +129,21 @@ class Quadratics(Task):
         std = (self.options.gradient_noise / self.options.dimension) ** 0.5
         tilt: Tensor = (torch.randn_like(model.x) * std) @ model.x
         return value.add(tilt - tilt.detach())  # adds the noise to the gradient, 0 to the value
+
+    @property
+    def is_random(self) -> bool:
+        return self.options.gradient_noise > 0
+
+    def gradients(
+        self, model: nn.Module, batch: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]] | None:
+        """grad f_i(x) = 2 A_i^T (A_i x + b_i); noise is left to `loss`."""
+        if self.options.gradient_noise > 0:
+            return None
+        a, b = batch
+        assert isinstance(model, Point)
+        residual = torch.addmv(b, a, model.x)
+        return residual.dot(residual), (torch.mv(a.t(), residual.mul(2)),)
 
     def evaluate(self, model: nn.Module, site: Site) -> dict[str, Measured]:
         assert isinstance(model, Point)

@@ -24,10 +24,13 @@ class DataOrder:
         self.batch_size = min(batch_size, size)
         self._seed = seed
         self._shard = shard
+        self._only = torch.zeros(1, dtype=torch.int64) if size == 1 else None
         self._cached: tuple[int, Tensor] | None = None  # only spares work: results do not differ
 
     def indices(self, draw: int) -> Tensor:
         """Sample indices of optimizer step `draw` (>= 0): int64, shape (batch_size,)."""
+        if self._only is not None:
+            return self._only
         first = draw * self.batch_size
         epoch, start = divmod(first, self.size)
         head = self._permutation(epoch)[start : start + self.batch_size]

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ class Trainer:
         self._order = DataOrder(config.seed, site.shard, len(self.data), config.data.batch_size)
         self._parameters = self.flat.parameters
         self._optimizer = optimizers.build(self.settings, self._parameters)
+        self._step = optimizers.bare_step(self._optimizer)
 
     @property
     def fingerprint(self) -> int:
@@ -127,9 +129,9 @@ class Trainer:
         lr = self.lr(step) * float(lr_scale)
         count = self.config.algorithm.local_steps
         draws = local_steps or range(step * count, (step + 1) * count)
-        with self._random:
+        with self._random if self.task.is_random else nullcontext():
             losses = [self._local_step(draw, lr, momentum) for draw in draws]
-        loss = float(torch.stack(losses).double().mean())
+        loss = float(losses[0] if len(losses) == 1 else torch.stack(losses).double().mean())
         seconds = time.perf_counter() - started
         return TrainResult(loss if math.isfinite(loss) else math.nan, lr, seconds)
 
@@ -194,6 +196,27 @@ class Trainer:
 
     def _local_step(self, draw: int, lr: float, momentum: Tensor | None) -> Tensor:
         batch = to_device(self.data.batch(self._order.indices(draw)), self.device)
+        loss = self._gradients(batch)
+        if momentum is None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            with torch.no_grad():
+                self._step()
+        else:
+            self._quasi_global_step(lr, momentum)
+        return loss
+
+    def _gradients(self, batch: Any) -> Tensor:
+        """Leave the gradient of `batch` in the parameters' `grad`; returns the loss."""
+        with torch.no_grad():
+            known = self.task.gradients(self.flat.module, batch)
+        if known is not None:
+            loss, gradients = known
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                parameter.grad = gradient
+            return loss
+        for parameter in self._parameters:
+            parameter.grad = None
         loss = self.task.loss(self.flat.module, batch)
         if loss.dim() != 0 or not loss.requires_grad:
             raise ConfigError(
@@ -202,14 +225,7 @@ class Trainer:
                 "not a scalar with a gradient",
                 "return a mean over the batch that depends on the model's parameters",
             )
-        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if momentum is None:
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
-            self._optimizer.step()
-        else:
-            self._quasi_global_step(lr, momentum)
         return loss.detach()
 
     def _quasi_global_step(self, lr: float, momentum: Tensor) -> None:

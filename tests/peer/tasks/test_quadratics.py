@@ -34,7 +34,9 @@ def test_problem_has_the_properties_asked_for(options, shards, seed) -> None:
     gradients = problem.gradients(problem.x_star)
     assert np.allclose(gradients.mean(axis=0), 0, atol=1e-9)
     zeta_squared = (gradients**2).sum() / shards
-    assert zeta_squared == pytest.approx(options["heterogeneity"], rel=1e-9, abs=1e-18)
+    rounding = 1e-15 * wanted.max() * (1 + options["distance"])  # of a gradient
+    tolerance = 1e-18 + 4 * rounding * options["heterogeneity"] ** 0.5
+    assert zeta_squared == pytest.approx(options["heterogeneity"], rel=1e-9, abs=tolerance)
     assert np.linalg.norm(problem.x_star) == pytest.approx(options["distance"])
 
 
@@ -58,6 +60,18 @@ def test_shard_loss_and_gradient_are_those_of_f_i() -> None:
     assert loss.item() == pytest.approx(((problem.a[2] @ x + problem.b[2]) ** 2).sum())
     assert np.allclose(model.x.grad.numpy(), problem.gradients(x)[2], rtol=1e-12)
     assert model.x.dtype == torch.float64
+    known = task.gradients(model, task.data(site).batch(torch.arange(1)))
+    assert known is not None
+    torch.testing.assert_close(known[0], loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(known[1][0], model.x.grad, rtol=1e-12, atol=1e-15)
+
+
+def test_noise_is_drawn_by_the_loss_alone() -> None:
+    quiet, noisy = Quadratics(), Quadratics({"gradient_noise": 1.0})
+    assert not quiet.is_random
+    assert noisy.is_random
+    batch = noisy.data(Site()).batch(torch.arange(1))
+    assert noisy.gradients(noisy.model(), batch) is None
 
 
 def test_mean_loss_over_shards_is_the_evaluated_loss() -> None:

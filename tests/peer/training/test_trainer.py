@@ -11,7 +11,7 @@ from torch import nn
 from peer.tasks.quadratics import Quadratics
 from peer.training.trainer import Trainer, TrainerState, make_deterministic, to_device
 from relayswarm.errors import ConfigError
-from relayswarm.task import TensorData
+from relayswarm.task import Task, TensorData
 
 
 def losses(trainer: Trainer, steps: range) -> list[float]:
@@ -62,6 +62,33 @@ class TestTrain:
             assert together[shard] == alone[shard][0]
             assert torch.equal(trainers[shard].flat.vector, alone[shard][1])
         assert alone[0][0] != alone[1][0]
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+    def test_gradients_that_the_task_knows_take_the_place_of_autograd(self, rig, optimizer) -> None:
+        class ByAutograd(Quadratics):
+            gradients = Task.gradients
+
+        settings = (f'optimizer.name="{optimizer}"', "optimizer.lr=0.1", "algorithm.local_steps=2")
+        known = rig.trainer(*settings, task=Quadratics())
+        derived = rig.trainer(*settings, task=ByAutograd())
+        assert losses(known, range(4)) == pytest.approx(losses(derived, range(4)), rel=1e-12)
+        torch.testing.assert_close(known.flat.vector, derived.flat.vector, rtol=1e-12, atol=0)
+
+    def test_random_state_is_not_swapped_for_a_task_that_draws_nothing(self, rig) -> None:
+        class Caught(Quadratics):
+            def gradients(self, model, batch):
+                states.append(torch.get_rng_state())
+                return super().gradients(model, batch)
+
+        class Drawing(Caught):
+            is_random = True
+
+        states: list[torch.Tensor] = []
+        outside = torch.get_rng_state()
+        rig.trainer(task=Caught()).train(0)
+        rig.trainer(task=Drawing()).train(0)
+        assert torch.equal(states[0], outside)
+        assert not torch.equal(states[1], outside)
 
     def test_is_the_same_in_another_thread(self, rig) -> None:
         here, there = rig.trainer(), rig.trainer()
