@@ -187,8 +187,8 @@ class Task(ABC):
 
     @property
     def is_random(self) -> bool:
-        """Whether `loss` may draw random numbers. Say False where it cannot: peers that share a
-        process then need not take turns with the global generators at every step."""
+        """Whether `loss` or `evaluate` may draw random numbers. Say False where they cannot: peers
+        that share a process need not take turns with the global generators then."""
         return True
 
     def gradients(self, model: nn.Module, batch: Any) -> tuple[Tensor, Sequence[Tensor]] | None:  # noqa: ARG002

@@ -122,10 +122,12 @@ class Slot:
 
     def ahead(self, now: Label) -> Label | None:
         """The largest label held beyond `now`: where the sender already is (R4)."""
-        return max((label for label in self.held if label > now), default=None)
+        later = [label for label in self.held if label > now] if self.held else ()
+        return max(later) if later else None
 
     def _newest(self, label: Label) -> Label | None:
-        return max((held for held in self.held if held <= label), default=None)
+        earlier = [held for held in self.held if held <= label] if self.held else ()
+        return max(earlier) if earlier else None
 
     def _prune(self, now: Label) -> list[tuple[Head, DropReason]]:
         if len(self.held) == 1:

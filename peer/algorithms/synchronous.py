@@ -196,18 +196,18 @@ class Synchronous(Algorithm):
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        match event:
-            case NewView(view):
-                effects = self._new_view(view, now)
-            case Trained(step, lr):
-                effects = self._trained(step, lr, now)
+        match event:  # the commonest first
             case Received():
                 effects = self._received(event)
-            case Gone(peer, head):
-                effects = self._gone(peer, head)
             case SendDone(to, head):
                 self._under_way.done(to, head)
                 return []  # nobody waits for an answer
+            case Trained(step, lr):
+                effects = self._trained(step, lr, now)
+            case NewView(view):
+                effects = self._new_view(view, now)
+            case Gone(peer, head):
+                effects = self._gone(peer, head)
             case Tick():
                 self._tick(now)
         return effects + self._advance(now)

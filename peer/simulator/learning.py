@@ -7,8 +7,10 @@ final parameters are those of a real swarm, bit for bit.
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +55,10 @@ if TYPE_CHECKING:
     from peer.simulator.stacked_training import Stacking
 
 LOCAL_STEP_S = 1.0  # virtual
+GARBAGE = 100_000  # objects between two looks of Python's collector
+STEP_EVENTS = 50_000
+"""Events of single steps beyond which only every k-th step is told, and the last."""
+
 PATIENCE = 4  # deadlines and leases that may pass without a step before a run is given up
 
 Listener = Callable[[dict[str, Any]], None]
@@ -81,6 +87,28 @@ def simulate(
         together = stacked_run.StackedSimulation
         return together(config, data_dir, progress, mean_every, stacked, device).run()
     return Simulation(config, data_dir, progress, mean_every).run()
+
+
+@contextmanager
+def collecting_rarely() -> Iterator[None]:
+    """Python's cycle collector looks at all objects whenever there are a quarter more: while a
+    large swarm starts, most of the time. Here it passes over what there was, and looks less often.
+    """
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(GARBAGE, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
+def is_told(config: RunConfig, step: int) -> bool:
+    """Whether the end of a step is an event: in large runs, writing a million of them would take
+    longer than the run."""
+    every = -(-config.peers * config.steps // STEP_EVENTS)
+    return step % every == 0 or step == config.steps - 1
 
 
 class FormedRegisters(Registers):
@@ -155,11 +183,12 @@ class Simulation:
     def run(self) -> RunOutcome:
         """To the end, or until nothing can come any more."""
         started = time.perf_counter()
-        for shard, peer in enumerate(self._members):
-            self._crashes.schedule(peer)
-            self._add(peer, shard % self._config.shards)
-        self._begin()
-        self._world.run(self._over)
+        with collecting_rarely():
+            for shard, peer in enumerate(self._members):
+                self._crashes.schedule(peer)
+                self._add(peer, shard % self._config.shards)
+            self._begin()
+            self._world.run(self._over)
         for peer, node in self._world.nodes.items():
             if node.finished_at is not None:
                 self._tell(self._finished(node, self._bodies[peer]))
@@ -282,21 +311,9 @@ class Simulation:
 
     def _averaged(self, peer: PeerId, body: LearningBody, effect: Averaged) -> None:
         assert body.result is not None
-        self._tell(
-            {
-                "event": "step",
-                "peer": peer,
-                "step": effect.step,
-                "loss": finite(body.result.loss),
-                "models_counted": int(effect.counted),
-                "swarm_size": effect.swarm_size,
-                "missed": effect.missed,
-                "late": effect.late,
-                "compute_s": body.result.seconds,
-                "wait_s": effect.waited_s,
-                "bytes_sent": self._meter.bytes_sent(peer),
-            }
-        )
+        if is_told(self._config, effect.step):
+            bytes_sent = self._meter.bytes_sent(peer)
+            self._tell(step_event(peer, effect, body.result.loss, body.result.seconds, bytes_sent))
         self._mean.add(effect.step + 1, body.trainer.flat.vector)
 
     def _finished(self, node: Node, body: LearningBody) -> dict[str, Any]:
@@ -316,6 +333,25 @@ class Simulation:
             "shard_digest": trainer.data.digest(),
             "notes": list(getattr(trainer.data, "notes", ())),
         }
+
+
+def step_event(
+    peer: PeerId, effect: Averaged, loss: float, seconds: float, bytes_sent: int
+) -> dict[str, Any]:
+    """What is told of a peer's step."""
+    return {
+        "event": "step",
+        "peer": peer,
+        "step": effect.step,
+        "loss": finite(loss),
+        "models_counted": int(effect.counted),
+        "swarm_size": effect.swarm_size,
+        "missed": effect.missed,
+        "late": effect.late,
+        "compute_s": seconds,
+        "wait_s": effect.waited_s,
+        "bytes_sent": bytes_sent,
+    }
 
 
 def stood_still(peer: PeerId, algorithm: Algorithm) -> dict[str, Any]:

@@ -79,10 +79,11 @@ class _Repeats(Exception):
 class StackedSwarm:
     """A swarm of `views` in `world`, to which its peers are added here. Peers are numbers.
 
-    `losses` are the latest of each peer, `expected` and `missed` the messages so far. `meter` is
-    the world's. `before_training(peers, step)` is called before a step's training,
-    `after_plan(averaged, shift)` when a plan has been carried out, with the peers that averaged and
-    the number of steps by which this is later than the plan says.
+    `losses` are the latest of each peer, `expected` and `missed` the messages of the run so far
+    (those of replayed steps are added in the end). `meter` is the world's.
+    `before_training(peers, step)` is called before a step's training, `after_plan(averaged, shift)`
+    when a plan has been carried out, with the peers that averaged and the number of steps by which
+    this is later than the plan says.
     """
 
     def __init__(
@@ -142,10 +143,9 @@ class StackedSwarm:
         return self._total_steps if self.replayed else self._node(peer).algorithm.step
 
     def account(self) -> None:
-        """Bring what is counted (meter, `expected`, `missed`) up to date."""
+        """Bring what the meter counts up to date."""
         for k, times in self._pending.items():
             self._meter.add(self._cycle[k].counts, times)
-            self._expect(self._cycle[k].plan, times)
         self._pending.clear()
 
     def _node(self, peer: int) -> Node:
@@ -263,3 +263,5 @@ class StackedSwarm:
             self._pending[k] += 1
             self.replayed += 1
             self._carry_out(compiled, step - compiled.plan.base)
+        for k, compiled in enumerate(self._cycle):
+            self._expect(compiled.plan, len(range(first + k, self._total_steps, length)))

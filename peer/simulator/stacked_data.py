@@ -78,6 +78,11 @@ def _are_tables(shards: Sequence[TaskData]) -> bool:
     return all(type(shard) is TensorData for shard in shards)
 
 
+def first_of(batches: Any) -> Any:
+    """The first peer's batch of stacked ones."""
+    return _each(lambda tensor: tensor[0], batches)
+
+
 def _each(function: Callable[..., Tensor], first: Any, *others: Any) -> Any:
     """Apply `function` to corresponding tensors of equally built batches."""
     if isinstance(first, Tensor):

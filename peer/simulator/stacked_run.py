@@ -1,13 +1,13 @@
 """A whole learning run with stacked peers: what `learning.Simulation` is for one object per peer.
 
-The events are the same. In large runs those of single steps are thinned out, for writing a million
-of them would take longer than the run.
+The events are the same.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,20 @@ from torch import Tensor
 from coordinator.graph_files import read_graph
 from coordinator.views import FILE, Layout, lay_out
 from peer.algorithms.core import Averaged, PeerId
-from peer.announce import finite
 from peer.baseline import plain
 from peer.config import build_algorithm
 from peer.faults import FaultPlan
 from peer.outcome import RunOutcome
 from peer.progress import Progress
-from peer.simulator.learning import LOCAL_STEP_S, Listener, MeanModels, format_of
+from peer.simulator.learning import (
+    LOCAL_STEP_S,
+    Listener,
+    MeanModels,
+    collecting_rarely,
+    format_of,
+    is_told,
+    step_event,
+)
 from peer.simulator.metric_mail import MetricMail
 from peer.simulator.planned import PlannedLink
 from peer.simulator.stacked import Bodies, ByStep, StackedSwarm
@@ -34,9 +41,6 @@ from peer.training.trainer import make_site
 from peer.views import peer_ids, topology_event, views_of
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError
-
-STEP_EVENTS = 50_000
-"""Events of single steps beyond which only every k-th step is told, and the last."""
 
 
 def is_wanted(config: RunConfig, stacking: Stacking) -> bool:
@@ -81,7 +85,6 @@ class StackedSimulation:
         self.choice = choose(config, self._sites, device, stacking)
         self._mean_every = mean_every
         self._mean = MeanModels(self.choice.first, mean_every, config.peers, self._tell)
-        self._event_every = -(-config.peers * config.steps // STEP_EVENTS)
         self._seconds = 0.0  # of the training and averaging that was last done, for each peer
         self._begun = self._started
         self._layout = _layout(config)
@@ -94,7 +97,8 @@ class StackedSimulation:
         for view in self._views:
             self._mail.open(view.me, self._config, self._tell).viewed(view)
         self._begun = time.perf_counter()
-        self.swarm.run()
+        with collecting_rarely():
+            self.swarm.run()
         models = self.swarm.table.models()
         for k, peer in enumerate(self._members):
             if self.swarm.finished(k):
@@ -119,7 +123,7 @@ class StackedSimulation:
             traffic=self._meter,
         )
         seconds = [LOCAL_STEP_S * plan.slow_down(peer) for peer in self._members]
-        bodies = Bodies(first.lr, seconds)
+        bodies = Bodies(lru_cache(maxsize=8)(first.lr), seconds)  # all ask for the same step
         views = self._views
         roles = list(build_algorithm(config).registers.values())
         end = first.flat.parameters_end
@@ -156,7 +160,7 @@ class StackedSimulation:
         self._seconds, self._begun = (now - self._begun) / max(peers, 1), now
         for recorded, effects in averaged.items():
             step = recorded + shift
-            if self._is_told(step):
+            if is_told(self._config, step):
                 self.swarm.account()
                 for k, effect in effects:
                     self._tell(self._step(k, effect, step))
@@ -165,24 +169,10 @@ class StackedSimulation:
                 for k, _ in effects:
                     self._mean.add(step + 1, models[k])
 
-    def _is_told(self, step: int) -> bool:
-        return step % self._event_every == 0 or step == self._config.steps - 1
-
     def _step(self, k: int, effect: Averaged, step: int) -> dict[str, Any]:
-        peer = self._members[k]
-        return {
-            "event": "step",
-            "peer": peer,
-            "step": step,
-            "loss": finite(self.swarm.losses[k]),
-            "models_counted": int(effect.counted),
-            "swarm_size": effect.swarm_size,
-            "missed": effect.missed,
-            "late": effect.late,
-            "compute_s": self._seconds,
-            "wait_s": effect.waited_s,
-            "bytes_sent": self._meter.bytes_sent(peer),
-        }
+        peer, loss = self._members[k], self.swarm.losses[k]
+        told = step_event(peer, effect, loss, self._seconds, self._meter.bytes_sent(peer))
+        return {**told, "step": step}
 
     def _finished(self, k: int, peer: PeerId, model: Tensor) -> dict[str, Any]:
         data = self.choice.steps.data(k)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from peer.simulator.stacked_data import StackedData, Unstackable
+from peer.simulator.stacked_data import StackedData, Unstackable, first_of
 from peer.simulator.stacked_optimizer import StackedOptimizer
 from peer.tasks.registry import load_task
 from peer.training.random_state import RandomState, derive_seed
@@ -123,8 +123,12 @@ class Stacked:
         self._sizes = [spec.size for spec in flat.layout]
         self._shapes = [(f"model.{spec.name}", spec.shape) for spec in flat.layout]
         self._loss = _Loss(template.task, flat.module)
+        with torch.no_grad():
+            sample = self._data.batch(range(1), torch.tensor([0]), 0)
+            known = template.task.gradients(flat.module, first_of(sample))
         # torch's own state is nobody's here, so a loss that draws from it is refused
-        self._gradients = vmap(grad_and_value(self._loss_of), randomness="error")
+        of_one = grad_and_value(self._loss_of) if known is None else self._known_gradients
+        self._gradients = vmap(of_one, randomness="error")
 
     def train(
         self,
@@ -171,11 +175,17 @@ class Stacked:
         self._optimizer.start_over()
 
     def _loss_of(self, model: Tensor, batch: Any) -> Tensor:
+        loss: Tensor = functional_call(self._loss, self._parameters(model), (batch,))
+        return loss
+
+    def _known_gradients(self, model: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        loss, gradients = functional_call(self._loss, self._parameters(model), (batch, True))
+        return torch.cat([gradient.reshape(-1) for gradient in gradients]), loss
+
+    def _parameters(self, model: Tensor) -> dict[str, Tensor]:
         parts = torch.split(model, self._sizes)
         named = zip(self._shapes, parts, strict=True)
-        parameters = {name: part.view(shape) for (name, shape), part in named}
-        loss: Tensor = functional_call(self._loss, parameters, (batch,))
-        return loss
+        return {name: part.view(shape) for (name, shape), part in named}
 
 
 class _Loss(nn.Module):
@@ -186,7 +196,10 @@ class _Loss(nn.Module):
         self.model = model
         self._task = task
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: Any, with_known_gradients: bool = False) -> Any:
+        """The loss; or loss and gradients, of a task that knows them."""
+        if with_known_gradients:
+            return self._task.gradients(self.model, batch)
         return self._task.loss(self.model, batch)
 
 

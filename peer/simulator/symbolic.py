@@ -71,10 +71,10 @@ class SymbolicVectors:
         self._recorder.parts[part].form(target, terms, lin.divisor)
 
     def _row(self, ref: Reg | Message, part: int) -> int:
-        if isinstance(ref, Reg):
-            return self._recorder.row(ref.name, self._peer)
-        row: Row = ref.payload.rows[part]
-        return row.number
+        if isinstance(ref, Message):
+            row: Row = ref.payload.rows[part]
+            return row.number
+        return self._recorder.row(ref.name, self._peer)
 
 
 class SymbolicBody:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -107,5 +107,5 @@ class Meter:
         return PerStep(mean, max((models[peer] / steps[peer] for peer in steps), default=0.0))
 
 
-def _size(payload: Iterable[Sized]) -> int:
-    return sum(vector.numel() for vector in payload)
+def _size(payload: Sequence[Sized]) -> int:
+    return payload[0].numel() if len(payload) == 1 else sum(vector.numel() for vector in payload)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -50,7 +50,7 @@ class QuadraticsOptions(Options):
         return self
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem:
     """The quadratics of all shards: `a` (n, d, d), `b` (n, d), the optimum `x_star` (d,)."""
 
@@ -58,7 +58,7 @@ class Problem:
     b: Floats
     x_star: Floats
 
-    @property
+    @cached_property
     def hessian(self) -> Floats:
         """Of the mean f: (2/n) sum_i A_i^T A_i, shape (d, d)."""
         rows = self.a.reshape(-1, self.a.shape[-1])  # of all A_i, one below the other

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class Trainer:
             if vector is not None:
                 self.flat.vector.copy_(vector)
             module.eval()
-            with torch.no_grad(), self._random_state("evaluation"):
+            with torch.no_grad(), self._for_evaluation():
                 return dict(self.task.evaluate(module, site or self.site))
         finally:
             for child, mode in modes.items():
@@ -253,6 +253,9 @@ class Trainer:
             index, _, key = name.partition("/")
             entries.setdefault(int(index), {})[key] = tensor.clone()
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": entries})
+
+    def _for_evaluation(self) -> AbstractContextManager[object]:
+        return self._random_state("evaluation") if self.task.is_random else nullcontext()
 
     def _random_state(self, purpose: str, *parts: int) -> RandomState:
         return RandomState(derive_seed(purpose, self.config.seed, *parts), self.device)

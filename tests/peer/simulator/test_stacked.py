@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peer.outcome import RunOutcome
-from peer.simulator import stacked_run
+from peer.simulator import learning
 from peer.simulator.learning import simulate
 from peer.simulator.stacked_run import StackedSimulation, is_wanted
 from relayswarm.config import RunConfig, parse
@@ -164,9 +164,12 @@ def test_auto_stacks_wherever_it_is_possible() -> None:
     assert [is_wanted(config, stacked) for stacked in ("auto", "on", "off")] == [True, True, False]
 
 
-def test_large_runs_tell_every_kth_step_and_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stacked_run, "STEP_EVENTS", 6 * 24 // 5)
-    events = events_of(parse(TEXT), stacked="on")
+@pytest.mark.parametrize("stacked", ["on", "off"])
+def test_large_runs_tell_every_kth_step_and_the_last(
+    monkeypatch: pytest.MonkeyPatch, stacked: Any
+) -> None:
+    monkeypatch.setattr(learning, "STEP_EVENTS", 6 * 24 // 5)
+    events = events_of(parse(TEXT), stacked=stacked)
     told = [event["step"] for event in events if event["event"] == "step"]
     assert sorted(set(told)) == [0, 6, 12, 18, 23]
     assert len(told) == 6 * 5
