@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
@@ -49,6 +48,7 @@ from peer.metrics import PeerMetrics, value
 from peer.registers import Registers
 from peer.training.trainer import Trainer, TrainResult
 from peer.training_thread import TrainingThread
+from peer.transport.client import Outbox
 from peer.transport.contract import Outgoing, PeerState, Snapshot
 from peer.transport.metric_payload import sums_of
 
@@ -56,13 +56,6 @@ log = logging.getLogger("relayswarm.peer")
 
 NAP_S = 1.0  # a signal that comes just before the core thread falls asleep is seen after this long
 OBSERVE_EVERY = 10  # steps between evaluations of a vector metric: each is a pass over the model
-
-
-class Sender(Protocol):
-    """What the daemon needs of the outbox."""
-
-    def send(self, to: PeerId, head: Head, outgoing: Outgoing) -> None: ...
-    def cancel(self, to: PeerId, head: Head) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ class Daemon:
         self.announce = announce
         self.view: View | None = None
         self.loss = math.nan
-        self.outbox: Sender | None = None
+        self.outbox: Outbox | None = None
         self.swarm = swarm_metrics(peer, trainer.config, metrics, announce, self.send, self.dropped)
         self._training = TrainingThread(
             peer, trainer, checkpoints, metrics, announce, self.swarm.measured
@@ -139,6 +132,10 @@ class Daemon:
         whatever training raised."""
         while not self._finished:
             self._turn(self.algorithm.next_deadline())
+        while not self._events.empty():  # calls that came too late: nobody shall wait for answers
+            event = self._events.get()
+            if isinstance(event, Received | Gone) and event.head and event.head.kind is Kind.OFFER:
+                self._feed(Gone(event.head.sender, event.head))
 
     def post(self, event: Event) -> None:
         """Hand over an event, from any thread."""
@@ -291,7 +288,8 @@ class Daemon:
             self.metrics.consensus_distance.set(value)
 
     def finished(self, effect: Finished) -> None:  # noqa: ARG002
-        self._finished = True
+        with self._guard:
+            self._finished = True
 
     # --- Handler: called by transport threads ------------------------------------------------
 
@@ -308,8 +306,11 @@ class Daemon:
             return self.swarm.received(head, sums_of(head, vectors))
         self.metrics.received.inc()
         device = self.trainer.device
-        messages = (Message(head, k, vector.to(device)) for k, vector in enumerate(vectors))
-        self.post(Received(head, tuple(messages)))
+        messages = tuple(Message(head, k, vector.to(device)) for k, vector in enumerate(vectors))
+        with self._guard:  # so that `run` either sees a call, or has it refused here
+            if self._finished and head.kind is Kind.OFFER:
+                return Verdict.STALE_STEP
+            self.post(Received(head, messages))
         return Verdict.ACCEPTED
 
     def lost(self, head: Head) -> None:
