@@ -176,6 +176,12 @@ class EdgeFaults(_Section):
     jitter_s: float | None = Field(None, ge=0, description="As in `[faults]`.")
     duplicate: float | None = Field(None, ge=0, le=1, description="As in `[faults]`.")
 
+    @model_validator(mode="after")
+    def _between_two(self) -> Self:
+        if self.sender == self.receiver:
+            raise ValueError("sender and receiver are the same peer")
+        return self
+
 
 class PartitionFault(_Section):
     """For some time nothing gets through between a group and the rest."""

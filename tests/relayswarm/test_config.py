@@ -261,6 +261,7 @@ def test_a_value_out_of_range_is_refused_by_name(override: str, field: str) -> N
         ("[[faults.crash]]\npeer = 'a'", "needs either at_s or at_step"),
         ("[[faults.crash]]\npeer = 'a'\nat_s = 1\nat_step = 1", "needs either at_s or at_step"),
         ("[[faults.partition]]\nstart_s = 2\nend_s = 2\ngroup = ['a']", "end_s is not after"),
+        ("[[faults.edge]]\nsender = 'a'\nreceiver = 'a'", "are the same peer"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(text: str, words: str) -> None:
