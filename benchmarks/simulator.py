@@ -3,13 +3,18 @@
     python benchmarks/simulator.py                  all of it, in a few minutes
     python benchmarks/simulator.py training scale   some of it
 
+layout     electing the tree of 1,024 peers on sparse graphs, and of 400 on the complete one
 training   a step of local training: peers stacked, and one after another
-scale      relaysgd on quadratics with 1,024 peers: stacked, and one object per peer
+scale      relaysgd on quadratics (d = 10), 1,024 peers, 1,000 steps: stacked; bit for bit, with a
+           trainer for each peer (`deterministic = true`); and with an object of every kind for each
+           peer, of which a short run is measured and the rest extrapolated
 figure2    relaysgd on quadratics with 4 to 64 peers, as in figure 2 of the RelaySGD paper, beside
            a NumPy loop over arrays of all models that does the same arithmetic and nothing else
+whole      only if asked for: all 1,000 steps of 1,024 peers with one object for each, some minutes
 
-What is compared runs in turn, and ratios are medians over the turns. Prints a table, and writes
-JSON and a plot (`--output`).
+What is compared runs in turn, and ratios are medians over the turns, of seconds on the clock.
+Processor seconds stand beside them: where these are far fewer, others had the machine. Prints a
+table, and writes JSON and a plot (`--output`).
 """
 
 from __future__ import annotations
@@ -22,12 +27,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from coordinator.graphs import build_graph
+from coordinator.spanning_tree import spanning_tree
 from coordinator.views import lay_out
 from peer.manifest import hardware, versions
 from peer.simulator.learning import simulate
@@ -44,18 +51,28 @@ Row = dict[str, Any]
 TURNS = 3
 WORKLOADS = (("quadratics", 16), ("quadratics", 256), ("digits", 4), ("digits", 16))
 STEPS_PER_TURN = 5
-SCALE_PEERS, SCALE_STEPS, SHORT_STEPS = 1024, 1000, 8
+SCALE_PEERS, SCALE_STEPS, SHORT_STEPS = 1024, 1000, 40
+SCALE_GRAPHS = ("binary-tree", "random-regular")
+LAYOUTS = (
+    ("chain", 1024),
+    ("binary-tree", 1024),
+    ("random-regular", 1024),
+    ("double-binary-trees", 1024),
+    ("complete", 400),
+)
 FIGURE_PEERS, FIGURE_STEPS, FIGURE_RATE = (4, 8, 16, 32, 64), 100, 0.5
 THREADS = 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = {"training": training, "scale": scale, "figure2": figure_2}
-    parser.add_argument("parts", nargs="*", help=f"{', '.join(parts)}; none: all")
+    parts = {"layout": layout, "training": training, "scale": scale, "figure2": figure_2}
+    usual = list(parts)
+    parts |= {"whole": whole}
+    parser.add_argument("parts", nargs="*", help=f"{', '.join(parts)}; none: all but the last")
     parser.add_argument("--output", type=Path, default=Path("reports/benchmark-simulator"))
     arguments = parser.parse_args()
-    chosen = arguments.parts or list(parts)
+    chosen = arguments.parts or usual
     for name in set(chosen) - set(parts):
         parser.error(f"no part {name!r}: choose from {', '.join(parts)}")
     load_before = os.getloadavg()[0]
@@ -74,6 +91,23 @@ def main() -> None:
 
 
 # --- parts -----------------------------------------------------------------------------------
+
+
+def layout() -> list[Row]:
+    """The Spanning Tree Protocol's election, beside drawing and checking the graph itself."""
+    return [_layout(graph, peers) for graph, peers in LAYOUTS]
+
+
+def _layout(name: str, peers: int) -> Row:
+    graph = build_graph(name, peers, degree=4)
+    timings = in_turn(
+        {
+            "the graph": lambda: build_graph(name, peers, degree=4),
+            "its election": lambda: spanning_tree(graph),
+        }
+    )
+    what = f"{name} of {peers}, {len(graph.edges):,} edges"
+    return row("layout", what, timings, "the graph", "its election")
 
 
 def training() -> list[Row]:
@@ -98,38 +132,65 @@ def _training(task: str, peers: int) -> Row:
 
         return run
 
-    seconds = in_turn(
+    timings = in_turn(
         {"one by one": steps(alone, models[0]), "stacked": steps(together, models[1])}
     )
-    per_step = {name: [s / STEPS_PER_TURN for s in times] for name, times in seconds.items()}
+    per_step = {
+        name: [_scaled(took, 1 / STEPS_PER_TURN) for took in times]
+        for name, times in timings.items()
+    }
     what = f"step of {peers} peers, {task}, {start.numel():,} parameters, {THREADS} threads"
     return row("training", what, per_step, "one by one", "stacked")
 
 
 def scale() -> list[Row]:
-    """A thousand peers: a whole stacked run, and a few steps of one object per peer."""
+    """A thousand peers: a whole stacked run, and a short one of one object per peer."""
     torch.set_num_threads(1)
-    small = quadratics(SCALE_PEERS, SHORT_STEPS, "binary-tree")
-    large = quadratics(SCALE_PEERS, SCALE_STEPS, "binary-tree")
-    loops: list[Row] = []
+    simulate(quadratics(4, 2, "chain"), None, ignore, stacked="on")  # what torch loads only once
+    return [_scale(graph) for graph in SCALE_GRAPHS]
 
-    def whole() -> None:
-        simulation = StackedSimulation(large, None, ignore)
-        began = time.perf_counter()
-        simulation.swarm.run()
-        loops.append({"loop": time.perf_counter() - began, "replayed": simulation.swarm.replayed})
 
-    runs = {
-        f"one object per peer, {SHORT_STEPS} steps": lambda: simulate(small, None, ignore),
-        f"stacked, {SHORT_STEPS} steps": lambda: simulate(small, None, ignore, stacked="on"),
-        f"stacked, {SCALE_STEPS} steps": whole,
-    }
-    seconds = in_turn(runs, turns=1)
-    per_step = statistics.median(next(iter(seconds.values()))) / SHORT_STEPS
-    estimate = {f"one object per peer, {SCALE_STEPS} steps, extrapolated": [per_step * SCALE_STEPS]}
-    names = [next(iter(estimate)), f"stacked, {SCALE_STEPS} steps"]
-    what = f"relaysgd, {SCALE_PEERS} peers on a binary tree, quadratics, d = 10"
-    return [row("scale", what, seconds | estimate, names[0], names[1]) | loops[-1]]
+def _scale(graph: str) -> Row:
+    short, long = (quadratics(SCALE_PEERS, steps, graph) for steps in (SHORT_STEPS, SCALE_STEPS))
+    exact = long.model_copy(update={"deterministic": True})
+    replayed: list[int] = []
+
+    def stacked() -> None:
+        simulation = StackedSimulation(long, None, ignore, stacking="on")
+        simulation.run()
+        replayed.append(simulation.swarm.replayed)
+
+    together, bits = f"stacked, {SCALE_STEPS} steps", f"bit for bit, {SCALE_STEPS} steps"
+    brief, alone = (f"{kind}, {SHORT_STEPS} steps" for kind in ("stacked", "one object per peer"))
+    timings = in_turn(
+        {
+            together: stacked,
+            brief: lambda: simulate(short, None, ignore, stacked="on"),
+            bits: lambda: simulate(exact, None, ignore, stacked="on"),
+            alone: lambda: simulate(short, None, ignore),
+        },
+        turns=1,
+    )
+    whole_run = f"one object per peer, {SCALE_STEPS} steps, extrapolated"
+    timings[whole_run] = [_scaled(timings[alone][0], SCALE_STEPS / SHORT_STEPS)]
+    what = f"relaysgd, {SCALE_PEERS} peers on the graph {graph}, quadratics, d = 10"
+    return row("scale", what, timings, whole_run, together) | {"replayed": replayed[-1]}
+
+
+def whole() -> list[Row]:
+    """The figure that `scale` extrapolates."""
+    torch.set_num_threads(1)
+    config = quadratics(SCALE_PEERS, SCALE_STEPS, SCALE_GRAPHS[0])
+    alone, together = "one object per peer", "stacked"
+    timings = in_turn(
+        {
+            together: lambda: simulate(config, None, ignore, stacked="on"),
+            alone: lambda: simulate(config, None, ignore),
+        },
+        turns=1,
+    )
+    what = f"relaysgd, {SCALE_PEERS} peers on the graph {SCALE_GRAPHS[0]}, {SCALE_STEPS} steps"
+    return [row("whole", what, timings, alone, together)]
 
 
 def figure_2() -> list[Row]:
@@ -150,7 +211,7 @@ def _figure_2(peers: int) -> Row:
     def looped() -> None:
         ends["numpy"] = numpy_relaysgd(config)
 
-    seconds = in_turn(
+    timings = in_turn(
         {
             "one object per peer": lambda: simulated("off"),
             "stacked": lambda: simulated("on"),
@@ -161,7 +222,7 @@ def _figure_2(peers: int) -> Row:
     apart = max(float(abs(ends[name] - ends["numpy"]).max()) for name in ("on", "off"))
     assert apart < 1e-9, f"the results are {apart} apart"
     what = f"relaysgd on a chain of {peers}, quadratics, {FIGURE_STEPS} steps"
-    return row("figure2", what, seconds, "stacked", "NumPy loop") | {"apart": apart}
+    return row("figure2", what, timings, "stacked", "NumPy loop") | {"apart": apart}
 
 
 def numpy_relaysgd(config: RunConfig) -> Any:
@@ -203,27 +264,48 @@ def ignore(event: Mapping[str, Any]) -> None:
     """Nobody watches."""
 
 
-def in_turn(runs: Mapping[str, Callable[[], Any]], turns: int = TURNS) -> dict[str, list[float]]:
-    """Seconds of each, run in turn. The first round warms up, unless it is the only one."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+class Timing(NamedTuple):
+    """Seconds on the clock, and of this process on the processor."""
+
+    wall: float
+    cpu: float
+
+
+def _scaled(timing: Timing, factor: float) -> Timing:
+    return Timing(timing.wall * factor, timing.cpu * factor)
+
+
+Timings: TypeAlias = dict[str, list[Timing]]
+
+
+def in_turn(runs: Mapping[str, Callable[[], Any]], turns: int = TURNS) -> Timings:
+    """What each took, run in turn. The first round warms up, unless it is the only one."""
+    timings: Timings = {name: [] for name in runs}
     for turn in range(turns + (turns > 1)):
         for name, run in runs.items():
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             run()
             if turn or turns == 1:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+                took = Timing(time.perf_counter() - began, time.process_time() - cpu)
+                timings[name].append(took)
+    return timings
 
 
-def row(part: str, what: str, seconds: Mapping[str, Sequence[float]], slow: str, fast: str) -> Row:
-    ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
+def row(part: str, what: str, timings: Timings, slow: str, fast: str) -> Row:
+    ratios = [a.wall / b.wall for a, b in zip(timings[slow], timings[fast], strict=True)]
     return {
         "part": part,
         "what": what,
-        "seconds": {name: statistics.median(times) for name, times in seconds.items()},
+        "seconds": _medians(timings, "wall"),
+        "processor_seconds": _medians(timings, "cpu"),
         "ratio": statistics.median(ratios),
         "ratio_of": f"{slow} / {fast}",
     }
+
+
+def _medians(timings: Timings, kind: str) -> dict[str, float]:
+    each = {name: [getattr(took, kind) for took in times] for name, times in timings.items()}
+    return {name: statistics.median(times) for name, times in each.items()}
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -250,12 +332,11 @@ def print_table(rows: Sequence[Row], about: Mapping[str, Any]) -> None:
     for each in rows:
         print(f"\n{each['what']}")
         for name, seconds in each["seconds"].items():
-            print(f"  {seconds:12.4f} s  {name}")
+            cpu = each["processor_seconds"][name]
+            print(f"  {seconds:12.4f} s {cpu:10.4f} s of the processor  {name}")
         print(f"  {each['ratio']:12.1f}    {each['ratio_of']}")
-        if "loop" in each:
-            print(
-                f"  {each['loop']:12.4f} s  of it the steps; {each['replayed']} by recorded plans"
-            )
+        if "replayed" in each:
+            print(f"  {each['replayed']:12}    steps of the stacked run by recorded plans")
 
 
 if __name__ == "__main__":

@@ -24,27 +24,47 @@ MULTIPLES = 4  # rows of messages alternate, so plans repeat after a small multi
 @dataclass(slots=True)
 class Stage:
     """Combinations formed at the same time: row `targets[k]` becomes the sum of coefs * rows over
-    the terms from `offsets[k]` up to `offsets[k + 1]` (the last one: to the end)."""
+    the terms from `offsets[k]` up to `offsets[k + 1]` (the last one: to the end), divided by
+    `divisors[k]`."""
 
     targets: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     coefs: list[float] = field(default_factory=list)
+    divisors: list[float] = field(default_factory=list)
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many terms each combination has."""
+        ends = [*self.offsets[1:], len(self.rows)]
+        return [end - start for start, end in zip(self.offsets, ends, strict=True)]
 
     def in_order(self) -> Stage:
         """The same by ascending targets, whatever the order of events was."""
-        ordered = Stage()
-        ends = [*self.offsets[1:], len(self.rows)]
-        for target, start, end in sorted(zip(self.targets, self.offsets, ends, strict=True)):
-            ordered.append(target, self.rows[start:end], self.coefs[start:end])
-        return ordered
+        return self.arranged(sorted(range(len(self.targets)), key=self.targets.__getitem__))
 
-    def append(self, target: int, rows: Sequence[int], coefs: Sequence[float]) -> None:
+    def longest_first(self) -> Stage:
+        """The same by falling number of terms."""
+        lengths = self.lengths
+        return self.arranged(sorted(range(len(lengths)), key=lambda k: -lengths[k]))
+
+    def arranged(self, order: Sequence[int]) -> Stage:
+        """The same combinations in that order."""
+        arranged, lengths = Stage(), self.lengths
+        for k in order:
+            terms = slice(self.offsets[k], self.offsets[k] + lengths[k])
+            arranged.append(self.targets[k], self.rows[terms], self.coefs[terms], self.divisors[k])
+        return arranged
+
+    def append(
+        self, target: int, rows: Sequence[int], coefs: Sequence[float], divisor: float
+    ) -> None:
         """Add one combination."""
         self.targets.append(target)
         self.offsets.append(len(self.rows))
         self.rows += rows
         self.coefs += coefs
+        self.divisors.append(divisor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +186,8 @@ class Part:
         written[target] = at
         while len(self.stages) <= at:
             self.stages.append(Stage())
-        whole = float(divisor)
-        self.stages[at].append(target, rows, [coef / whole for coef, _ in terms])
+        coefs = [float(coef) for coef, _ in terms]
+        self.stages[at].append(target, rows, coefs, float(divisor))
 
     def take(self) -> list[Stage]:
         """The stages so far; a new segment begins."""

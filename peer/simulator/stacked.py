@@ -5,8 +5,9 @@ The state machines run as ever, but on symbols: what they would compute is recor
 (`stacked_training`). Algorithms know nothing of it. Once plans repeat, as algorithms promise and
 two cycles have shown, the remaining steps follow the recorded plans without the machines.
 
-Results agree with one object per peer up to rounding: sums are formed in another order. Where it
-must be bit for bit, with `deterministic = true`, and where peers crash, each has its own objects.
+Results agree with one object per peer up to rounding: sums are formed in another order. With
+`deterministic = true` they agree bit for bit: peers train one after another, each with a trainer of
+its own, and sums are formed as written. Where peers crash, there is no table.
 """
 
 from __future__ import annotations

@@ -55,8 +55,6 @@ def is_wanted(config: RunConfig, stacking: Stacking) -> bool:
 
 
 def _obstacle(config: RunConfig) -> str | None:
-    if config.deterministic:
-        return "deterministic = true asks for bits that stacked sums do not give"
     if config.faults.crash:
         return "peers that crash and rejoin cannot be stacked"
     if {"geometric", "script"} & config.algorithm.options.keys():
@@ -127,7 +125,15 @@ class StackedSimulation:
         views = self._views
         roles = list(build_algorithm(config).registers.values())
         end = first.flat.parameters_end
-        table = Table(self.choice.start, config.peers, roles, len(views[0].trees), wire_format, end)
+        table = Table(
+            self.choice.start,
+            config.peers,
+            roles,
+            len(views[0].trees),
+            wire_format,
+            end,
+            is_exact=config.deterministic,
+        )
         swarm = StackedSwarm(config, views, self.choice.steps, table, world, self._meter, bodies)
         parted = plan.parted
         self._mail = MetricMail(PlannedLink(plan), lambda a, b: not parted(world.now, a, b))

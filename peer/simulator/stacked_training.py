@@ -86,11 +86,11 @@ class OneByOne:
         local_steps: range | None = None,
     ) -> list[float]:
         losses = []
-        for k, peer in enumerate(peers):
-            trainer = self._holding(peer, models[k])
+        for k, (peer, model) in enumerate(zip(peers, models.unbind(), strict=True)):
+            trainer = self._holding(peer, model)
             momentum = None if momenta is None else momenta[k]
             losses.append(trainer.train(step, lr_scale, momentum, local_steps).loss)
-            models[k] = trainer.flat.vector
+            model.copy_(trainer.flat.vector)
         return losses
 
     def evaluate(self, peer: int, model: Tensor) -> dict[str, Measured]:
@@ -226,12 +226,15 @@ def choose(
 ) -> Choice:
     """Stacked training where it works and is faster (`on`: where it works), else one by one.
 
-    Both are tried on the first step, on models that are thrown away. Raises ConfigError or
+    Both are tried on the first step, on models that are thrown away. With `deterministic = true` it
+    is one by one, as that alone gives the bits that peers have by themselves. Raises ConfigError or
     DataError as the peers would.
     """
     trainer = Trainer(load_task(config.task), config, sites[0], device)
     start = trainer.flat.vector.clone()
-    stacked, reason = _try(trainer, sites, start)
+    stacked, reason = None, "deterministic = true"
+    if not config.deterministic:
+        stacked, reason = _try(trainer, sites, start)
     if stacked and stacking == "auto":
         ratio = _speed_up(trainer, stacked, len(sites), start)
         reason = f"{ratio:.1f} times as fast as one by one"

@@ -150,10 +150,37 @@ def test_the_same_events_are_told_and_evaluations_are_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["deterministic=true", 'faults.crash=[{peer="peer-1", at_step=3}]']
+    ("overrides", "replays"),
+    [
+        ((), True),
+        (DOUBLE, True),
+        (('algorithm.fallback="counts"', "algorithm.local_steps=2"), True),
+        (('algorithm.name="d2"', 'topology.graph="ring"', "algorithm.momentum=0.9"), True),
+        (('algorithm.name="dpsgd-qgm"', 'topology.graph="star"'), True),
+        (('algorithm.name="gradient-tracking"', 'topology.graph="ring"'), True),
+        (('algorithm.name="sgp"', "peers=8"), True),
+        (("task.options.gradient_noise=0.5",), True),
+        (('task.name="digits"', "task.options={}", "steps=10", "peers=3"), True),
+        (('task.name="digits"', "task.options={}", 'transport.wire_format="bfloat16"'), True),
+        ((*DOUBLE, LOSSES), False),
+        (("faults.slow={peer-1=2.5}", 'faults.loss="silent"', LOSSES, "steps=9"), False),
+        (('algorithm.name="adpsgd"', "steps=8"), False),
+    ],
+    ids=str,
 )
-def test_what_cannot_be_stacked_keeps_one_object_per_peer(override: str) -> None:
-    config = parse(TEXT, [override])
+def test_a_deterministic_run_is_the_run_bit_for_bit(
+    overrides: tuple[str, ...], *, replays: bool
+) -> None:
+    alone, together, simulation = both("deterministic=true", "steps=12", *overrides)
+    assert not simulation.choice.is_stacked
+    assert_same(alone, together, 0)
+    assert (simulation.swarm.replayed > 0) == replays
+    for a, b in zip(alone.peers, together.peers, strict=True):
+        assert (a.losses, a.metrics) == (b.losses, b.metrics)
+
+
+def test_what_cannot_be_stacked_keeps_one_object_per_peer() -> None:
+    config = parse(TEXT, ['faults.crash=[{peer="peer-1", at_step=3}]'])
     assert not is_wanted(config, "auto")
     with pytest.raises(ConfigError, match="--stacked"):
         simulate(config, None, lambda _: None, stacked="on")

@@ -25,9 +25,11 @@ def carried_out(stages: list[Stage], rows: list[Fraction]) -> list[Fraction]:
     for stage in stages:
         ends = [*stage.offsets[1:], len(stage.rows)]
         before = list(rows)
-        for target, start, end in zip(stage.targets, stage.offsets, ends, strict=True):
+        whole = zip(stage.targets, stage.offsets, ends, stage.divisors, strict=True)
+        for target, start, end, divisor in whole:
             pairs = zip(stage.coefs[start:end], stage.rows[start:end], strict=True)
-            rows[target] = sum((Fraction(coef) * before[row] for coef, row in pairs), Fraction(0))
+            total = sum((Fraction(coef) * before[row] for coef, row in pairs), Fraction(0))
+            rows[target] = total / Fraction(divisor)
     return rows
 
 
@@ -44,6 +46,7 @@ def test_stages_come_to_what_one_combination_after_another_does(
         expected[target] = total / divisor
     stages = part.take()
     assert carried_out(stages, list(start)) == expected
+    assert carried_out([stage.longest_first() for stage in stages], list(start)) == expected
     assert all(len(set(stage.targets)) == len(stage.targets) for stage in stages)
     assert part.take() == []
 
@@ -72,7 +75,7 @@ def plan_of(step: int, coef: float, peers: int = 2, **changes: Any) -> Plan:
     parts: dict[str, Any] = {
         "base": step,
         "trainings": trainings,
-        "stages": ([Stage([0], [0], [1], [coef])],),
+        "stages": ([Stage([0], [0], [1], [coef], [1.0])],),
         "averaged": averaged,
     }
     return Plan(**{**parts, **changes})
