@@ -39,7 +39,7 @@ class Announcer:
     def started(self, run_id: str, address: str, metrics_address: str) -> None:
         """The coordinator listens."""
         log.info("run %s: join with relayswarm peer --coordinator %s", run_id, address)
-        log.info("metrics at http://%s/metrics", metrics_address)
+        log.info("watch it at http://%s, metrics are at /metrics there", metrics_address)
         self.event(
             "coordinator_started",
             pid=os.getpid(),

@@ -22,7 +22,7 @@ def coordinator(
         str, typer.Option(help="HOST:PORT for peers; port 0 takes any free one.")
     ] = "127.0.0.1:50050",
     metrics_listen: Annotated[
-        str, typer.Option(help="HOST:PORT for Prometheus; port 0 takes any free one.")
+        str, typer.Option(help="HOST:PORT for page and metrics; port 0 takes any free one.")
     ] = "127.0.0.1:0",
     store: Annotated[
         Path | None,
@@ -82,6 +82,17 @@ def status(
         typer.echo(to_json(answer))
     else:
         show(answer)
+
+
+def health(
+    address: Annotated[str, typer.Argument(help="HOST:PORT of a coordinator or peer.")],
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 5.0,
+) -> None:
+    """Ask whether a coordinator or peer serves, by the gRPC health protocol."""
+    from coordinator.health import check_health
+
+    check_health(address, timeout)
+    typer.echo(f"{address} serves")
 
 
 def _failed(error: RelayswarmError) -> typer.Exit:

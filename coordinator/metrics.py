@@ -1,21 +1,18 @@
 """The coordinator's Prometheus metrics.
 
 What belongs here: their names, and which notice of the conductor moves which. Labels are values of
-enums only. They are served over HTTP by the same process, from a registry of their own.
+enums only, in a registry of their own.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from functools import partial
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
 from coordinator.conductor import Conductor, Notice, Publication
 from coordinator.members import Admitted, Gone, Reason, Refusal, Refused, Renewed, RunState
-from relayswarm.errors import ConfigError
 
 PREFIX = "relayswarm_coordinator"
 
@@ -115,28 +112,3 @@ class Metrics:
         self._diameter.set(publication.layout.diameter)
         self._lr_factor.set(float(publication.layout.lr_factor))
         self._published_at.set(time.time())
-
-
-class MetricsServer:
-    """Serves a registry over HTTP until closed."""
-
-    def __init__(self, registry: CollectorRegistry, listen: str) -> None:
-        """Bind `listen` (HOST:PORT, port 0: any free one). Raises ConfigError if it is taken."""
-        host, colon, port = listen.rpartition(":")
-        remedy = "give another HOST:PORT for --metrics-listen; port 0 takes any free one"
-        if not (colon and host and port.isdecimal() and int(port) < 65536):
-            raise ConfigError("--metrics-listen", listen, "not an address", remedy)
-        try:
-            served = start_http_server(int(port), host.strip("[]"), registry)
-        except OSError as error:
-            problem = f"cannot listen there ({error.strerror or error})"
-            raise ConfigError("--metrics-listen", listen, problem, remedy) from error
-        self._server: WSGIServer = served[0]
-        self._thread: threading.Thread = served[1]
-        self.address = f"{host}:{self._server.server_port}"
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -18,10 +18,11 @@ from coordinator.announcer import Announcer, gave_up_text
 from coordinator.conductor import Conductor
 from coordinator.graph_files import LabelledGraph, read_graph
 from coordinator.graphs import GraphError
-from coordinator.metrics import Metrics, MetricsServer
+from coordinator.metrics import Metrics
 from coordinator.service import CoordinatorServer
 from coordinator.store import Store
 from coordinator.views import FILE, as_config_error, check_graph
+from coordinator.web import Elections, Site, WebServer
 from relayswarm import config as run_config
 from relayswarm.config import RunConfig
 from relayswarm.errors import ExitCode, QuorumError
@@ -57,13 +58,14 @@ def serve(options: Options) -> ExitCode:
         for text in config.warnings:
             log.warning("%s", text)
         conductor = Conductor(config, store, _file_graph(config))
-        metrics = Metrics(conductor)
-        conductor.listeners += [metrics, announcer]
-        with closing(MetricsServer(metrics.registry, options.metrics_listen)) as metrics_server:
+        metrics, elections = Metrics(conductor), Elections()
+        conductor.listeners += [metrics, elections, announcer]
+        site = Site(conductor, elections, metrics.registry)
+        with closing(WebServer(site, options.metrics_listen)) as web:
             server = CoordinatorServer(conductor, options.listen, reflection=options.reflection)
             with _signals(conductor) as caught:
                 server.start()
-                announcer.started(config.run_id, server.address, metrics_server.address)
+                announcer.started(config.run_id, server.address, web.address)
                 conductor.start()
                 try:
                     _wait(conductor, caught, options.exit_when_finished)

@@ -106,27 +106,31 @@ class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
     ) -> pb.GetStatusResponse:
         """Say how the run is doing."""
         del request, context
-        conductor = self._conductor
-        with conductor.lock:
-            membership, publication = conductor.membership, conductor.publication
-            status = pb.GetStatusResponse(
-                run_id=conductor.config.run_id,
-                state=membership.state.value,
-                needed=conductor.rules.needed,
-                members=messages.all_statuses(membership, conductor.now()),
-                run_config=self._run_config,
-            )
-        if publication:
-            status.epoch.CopyFrom(messages.epoch_message(publication.elected, publication.digest))
-            status.reason = messages.reason_text(publication.elected, publication.layout)
-            status.trees.extend(messages.tree_messages(publication.layout))
-        return status
+        return status_of(self._conductor)
 
     def _check_run(self, run_id: str, context: grpc.ServicerContext) -> None:
         ours = self._conductor.config.run_id
         if run_id != ours:
             text = f"run_id = {run_id!r}: this coordinator serves the run {ours!r}; join that"
             _abort(context, grpc.StatusCode.FAILED_PRECONDITION, text)
+
+
+def status_of(conductor: Conductor) -> pb.GetStatusResponse:
+    """How the run is doing."""
+    with conductor.lock:
+        membership, publication = conductor.membership, conductor.publication
+        status = pb.GetStatusResponse(
+            run_id=conductor.config.run_id,
+            state=membership.state.value,
+            needed=conductor.rules.needed,
+            members=messages.all_statuses(membership, conductor.now()),
+            run_config=conductor.config.to_toml(),
+        )
+    if publication:
+        status.epoch.CopyFrom(messages.epoch_message(publication.elected, publication.digest))
+        status.reason = messages.reason_text(publication.elected, publication.layout)
+        status.trees.extend(messages.tree_messages(publication.layout))
+    return status
 
 
 def _end_watch(end: WatchEnd, me: str, context: grpc.ServicerContext) -> None:

@@ -24,9 +24,7 @@ TIMEOUT_S = 5.0
 def fetch(address: str) -> pb.GetStatusResponse:
     """Ask the coordinator at HOST:PORT. Raises ConfigError if that is no address, JoinError if it
     cannot be reached."""
-    if not re.fullmatch(r".+:[0-9]{1,5}", address):
-        remedy = "write e.g. 127.0.0.1:50050"
-        raise ConfigError("--coordinator", address, "not of the form HOST:PORT", remedy)
+    check_address("--coordinator", address)
     with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         stub = pb_grpc.CoordinatorServiceStub(channel)
         try:
@@ -38,24 +36,33 @@ def fetch(address: str) -> pb.GetStatusResponse:
             ) from error
 
 
+def check_address(field: str, address: str) -> None:
+    """Raise ConfigError unless it looks like HOST:PORT."""
+    if not re.fullmatch(r".+:[0-9]{1,5}", address):
+        remedy = "write e.g. 127.0.0.1:50050"
+        raise ConfigError(field, address, "not of the form HOST:PORT", remedy)
+
+
 def to_json(status: pb.GetStatusResponse) -> str:
     """The status as one line of JSON; a number that is not finite becomes null."""
+    return json.dumps(to_dict(status))
+
+
+def to_dict(status: pb.GetStatusResponse) -> dict[str, Any]:
+    """The status as JSON values."""
     epoch = status.epoch
-    return json.dumps(
-        {
-            "run_id": status.run_id,
-            "state": status.state,
-            "needed": status.needed,
-            "epoch": {"term": epoch.term, "number": epoch.number} if epoch.number else None,
-            "reason": status.reason,
-            "swarm_metrics": _swarm_json(newest(status)),
-            "members": [_member_json(member) for member in status.members],
-            "trees": [
-                [[edge.from_peer_id, edge.to_peer_id] for edge in tree.edges]
-                for tree in status.trees
-            ],
-        }
-    )
+    return {
+        "run_id": status.run_id,
+        "state": status.state,
+        "needed": status.needed,
+        "epoch": {"term": epoch.term, "number": epoch.number} if epoch.number else None,
+        "reason": status.reason,
+        "swarm_metrics": _swarm_json(newest(status)),
+        "members": [_member_json(member) for member in status.members],
+        "trees": [
+            [[edge.from_peer_id, edge.to_peer_id] for edge in tree.edges] for tree in status.trees
+        ],
+    }
 
 
 def _member_json(member: pb.MemberStatus) -> dict[str, Any]:

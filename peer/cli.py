@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "coordinator.cli:status",
         "Show how a run is doing.",
     ),
+    "health": ("coordinator.cli:health", "Ask whether a coordinator or peer serves."),
     "pull": ("peer.commands:pull", "Fetch the present model of a running peer."),
     "topology": (
         "coordinator.topology_cli:topology",
@@ -62,7 +63,11 @@ def build_app(called: str | None) -> typer.Typer:
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            # An option that is not given is looked up as RELAYSWARM_COMMAND_OPTION.
+            "auto_envvar_prefix": "RELAYSWARM",
+        },
         help="Peers train one PyTorch model together by relaying sums of models along a tree.",
     )
     app.callback()(_root)

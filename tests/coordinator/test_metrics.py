@@ -7,11 +7,13 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import make_wsgi_app
 from prometheus_client.parser import text_string_to_metric_families
 
 from coordinator.conductor import Publication
 from coordinator.members import Gone
-from coordinator.metrics import PREFIX, Metrics, MetricsServer
+from coordinator.metrics import PREFIX, Metrics
+from coordinator.web import WebServer
 from relayswarm.errors import ConfigError
 
 
@@ -21,7 +23,7 @@ def scraped(serve: Callable[..., Any]) -> Iterator[tuple[Any, Callable[[], dict[
     running = serve("peers = 2\n[coordinator]\nlease_s = 1")
     metrics = Metrics(running.conductor)
     running.conductor.listeners.insert(0, metrics)
-    with closing(MetricsServer(metrics.registry, "127.0.0.1:0")) as server:
+    with closing(WebServer(make_wsgi_app(metrics.registry), "127.0.0.1:0")) as server:
         yield running, lambda: scrape(server.address)
 
 
@@ -93,6 +95,6 @@ def test_names_follow_the_conventions(scraped: Any) -> None:
 def test_a_port_that_is_taken_is_an_error(scraped: Any) -> None:
     running, _ = scraped
     with pytest.raises(ConfigError, match=r"--metrics-listen.*cannot listen there.*port 0"):
-        MetricsServer(Metrics(running.conductor).registry, running.server.address)
+        WebServer(make_wsgi_app(Metrics(running.conductor).registry), running.server.address)
     with pytest.raises(ConfigError, match=r"--metrics-listen.*not an address"):
-        MetricsServer(Metrics(running.conductor).registry, "9464")
+        WebServer(make_wsgi_app(Metrics(running.conductor).registry), "9464")
