@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, vmap
 
 from peer.simulator.stacked_data import StackedData, Unstackable, first_of
 from peer.simulator.stacked_optimizer import StackedOptimizer
@@ -127,8 +127,8 @@ class Stacked:
             sample = self._data.batch(range(1), torch.tensor([0]), 0)
             known = template.task.gradients(flat.module, first_of(sample))
         # torch's own state is nobody's here, so a loss that draws from it is refused
-        of_one = grad_and_value(self._loss_of) if known is None else self._known_gradients
-        self._gradients = vmap(of_one, randomness="error")
+        self._losses = vmap(self._loss_of, randomness="error")
+        self._known = None if known is None else vmap(self._known_gradients)
 
     def train(
         self,
@@ -173,6 +173,18 @@ class Stacked:
     def start_over(self) -> None:
         """Forget what the optimizer has gathered."""
         self._optimizer.start_over()
+
+    def _gradients(self, models: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        """Gradients (k, d) and losses (k,) of models (k, d). A model has a part in no loss but its
+        own, so the gradient of their sum is the gradients of all."""
+        if self._known is not None:
+            with torch.no_grad():
+                gradients, losses = self._known(models, batch)
+            return gradients, losses
+        leaf = models.detach().requires_grad_()
+        losses = self._losses(leaf, batch)
+        (gradients,) = torch.autograd.grad(losses.sum(), leaf)
+        return gradients, losses.detach()
 
     def _loss_of(self, model: Tensor, batch: Any) -> Tensor:
         loss: Tensor = functional_call(self._loss, self._parameters(model), (batch,))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -25,6 +30,7 @@ graph = "chain"
 """
 DOUBLE = ('topology.graph="double-binary-trees"', 'topology.tree="double-binary-trees"')
 LOSSES = "faults.drop=0.2"
+PRODUCT = str(Path(learning.__file__).parents[1])
 
 
 def both(*overrides: str) -> tuple[RunOutcome, RunOutcome, StackedSimulation]:
@@ -200,3 +206,43 @@ def test_large_runs_tell_every_kth_step_and_the_last(
     told = [event["step"] for event in events if event["event"] == "step"]
     assert sorted(set(told)) == [0, 6, 12, 18, 23]
     assert len(told) == 6 * 5
+
+
+def calls_of(run: Callable[[], object]) -> int:
+    """How many functions of the product are called in it: the same on any machine."""
+    count = 0
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:  # noqa: ARG001
+        nonlocal count
+        count += event == "call" and PRODUCT in frame.f_code.co_filename
+
+    sys.setprofile(profile)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def calls_per_step(stacked: Any, peers: int, *overrides: str) -> float:
+    """Beyond what a run takes whatever its length."""
+    calls = []
+    for steps in (20, 40):
+        text = (f"peers={peers}", f"steps={steps}", 'topology.graph="binary-tree"', *overrides)
+        config = parse(TEXT, text)
+        run = partial(simulate, config, None, lambda _: None, stacked=stacked)
+        calls.append(calls_of(run))
+    return (calls[1] - calls[0]) / 20
+
+
+def test_a_replayed_step_takes_no_work_for_each_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "STEP_EVENTS", 1)  # no events but those of the ends
+    few, many = calls_per_step("on", 8), calls_per_step("on", 24)
+    assert many == pytest.approx(few, abs=1)
+    assert many < 50
+
+
+def test_a_step_of_a_peer_takes_little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "STEP_EVENTS", 1)
+    assert calls_per_step("on", 16, "deterministic=true") / 16 < 30
+    assert calls_per_step("off", 16) / 16 < 420
