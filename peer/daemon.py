@@ -12,6 +12,7 @@ import math
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -118,6 +119,7 @@ class Daemon:
         self.algorithm = algorithm
         self.registers = Registers(flat.vector, algorithm.registers, flat.parameters_end)
         self._driver = Driver(algorithm, self.registers, self)
+        self._exchanges = Counter(algorithm.exchanges)  # those that metrics know of
         self._training.steps_done = algorithm.step
 
     @property
@@ -230,6 +232,9 @@ class Daemon:
             self.view = event.view
             self.metrics.viewed(event.view)
         self._driver.feed(event, time.monotonic())
+        ended = Counter(self.algorithm.exchanges)
+        self.metrics.exchanged(ended - self._exchanges)
+        self._exchanges = ended
 
     # --- Host: what effects ask for ----------------------------------------------------------
 

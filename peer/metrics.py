@@ -67,6 +67,12 @@ class PeerMetrics:
         )
         self.retried = self._counter("messages_retried", "Sent again, by reason.", ["reason"])
         self.dropped = self._counter("messages_dropped", "Messages left unused.", ["reason"])
+        self.exchanges = Counter(
+            "relayswarm_exchanges",
+            "Pairwise exchanges that ended, by who averaged as far as this peer knows.",
+            ["role", "outcome"],
+            registry=self.registry,
+        )
         self.bytes_sent = self._counter("sent_bytes", "Bytes of messages sent.")
         self.bytes_received = self._counter("received_bytes", "Bytes of messages received.")
         self.unreachable = self._counter("unreachable_neighbours", "Outages of a neighbour.")
@@ -126,6 +132,10 @@ class PeerMetrics:
 
     def refuse(self, verdict: Verdict) -> None:
         self.refused.labels(verdict.value.replace(" ", "_")).inc()
+
+    def exchanged(self, ended: Mapping[tuple[str, str], int]) -> None:
+        for labels, count in ended.items():
+            self.exchanges.labels(*labels).inc(count)
 
     def drop(self, effect: Drop) -> None:
         self.dropped.labels(effect.reason.value).inc()

@@ -382,6 +382,11 @@ class Algorithm(ABC):
     def step(self) -> int:
         """The step being trained or averaged."""
 
+    @property
+    def exchanges(self) -> Mapping[tuple[str, str], int]:
+        """How many pairwise exchanges ended so far: by (role of this peer, who averaged)."""
+        return {}
+
     def period(self) -> int | None:
         """A promise: from here on the effects repeat after so many steps, but for step numbers, as
         long as topology and rate stay and all messages come in time. None: no promise."""

@@ -11,7 +11,8 @@ incarnations. What belongs here is who is engaged with whom; what is averaged is
     Held      A peer that is not ready to answer an offer may hold it, and is busy from then on.
     Outcomes  both averaged; the partner only; none. After the offer has arrived but no reply, the
               initiator reckons with "the partner only". A partner whose reply was not answered
-              averages: the reply may have arrived, and the initiator must not be the only one.
+              averages: the reply may have arrived, and the initiator must not be the only one; it
+              reckons with "the partner only" too. Each side counts what it knows.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ ARRIVED = (Verdict.ACCEPTED, Verdict.DUPLICATE)
 
 
 class Outcome(Enum):
-    """Who averaged, as far as the initiator can know."""
+    """Who averaged, as far as the one who counts can know."""
 
     BOTH = "both"
-    PARTNER_ONLY = "partner only"
+    PARTNER_ONLY = "partner_only"
     NONE = "none"
 
 
@@ -70,13 +71,17 @@ class Visit:
 
 @dataclass
 class Exchanges:
-    """Which exchange a peer is engaged in, if any. `outcomes` counts its own calls."""
+    """Which exchange a peer is engaged in, if any.
+
+    `outcomes` counts how its own calls ended, `visits` how the offers that it took in did.
+    """
 
     yields: bool = True  # to the call of a lower peer that crosses its own
     call: Call | None = None
     visit: Visit | None = None
     held: Received | None = None  # an offer that was taken, but not answered yet
     outcomes: Counter[Outcome] = field(default_factory=Counter)
+    visits: Counter[Outcome] = field(default_factory=Counter)
     _number: int = 0  # of the last call
     _answered: dict[PeerId, int] = field(default_factory=dict)  # initiator -> last number
 
@@ -142,17 +147,21 @@ class Exchanges:
     def decline(self, offer: Head, view: View, step: int) -> Send:
         """Answer an offer that was admitted but comes too late, or not at all: an empty reply."""
         self._answered[offer.sender] = offer.exchange
+        self.visits[Outcome.NONE] += 1
         empty = _head(view, step, Kind.REPLY, offer.exchange, refuses=True)
         return Send(offer.sender, empty, ())
 
-    def part(self) -> Received:
-        """End the visit; returns the offer."""
+    def part(self, outcome: Outcome) -> Received:
+        """End the visit, upon which this peer averages; returns the offer."""
         visit, self.visit = self.visit, None
         assert visit is not None
+        self.visits[outcome] += 1
         return visit.offer
 
     def break_off(self) -> list[Effect]:
         """End a visit of which nothing came: the initiator refused the reply, or is gone."""
+        if self.visit or self.held:
+            self.visits[Outcome.NONE] += 1
         self.visit = self.held = None
         return []
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -147,6 +147,16 @@ class Pairwise(Algorithm):
     def outcomes(self) -> Counter[Outcome]:
         """How this peer's own calls ended."""
         return self._exchanges.outcomes
+
+    @property
+    def visits(self) -> Counter[Outcome]:
+        """How the exchanges ended to which other peers called this one."""
+        return self._exchanges.visits
+
+    @property
+    def exchanges(self) -> Mapping[tuple[str, str], int]:
+        sides = (("initiator", self.outcomes), ("partner", self.visits))
+        return {(role, o.value): n for role, ended in sides for o, n in ended.items()}
 
     def next_deadline(self) -> float | None:
         if self._exchanges.engaged:
@@ -340,19 +350,23 @@ class Pairwise(Algorithm):
                 self._partners.unanswered(to, self._step, unreachable=verdict is not None)
             return [] if call.arrived else self._exchanges.hang_up(Outcome.NONE)
         if visit and (to, head) == (visit.initiator, visit.reply):
-            averages = verdict is None or verdict in ARRIVED
-            return self._part(now) if averages else self._exchanges.break_off()
+            if verdict is None:
+                return self._part(now, Outcome.PARTNER_ONLY)
+            arrived = verdict in ARRIVED
+            return self._part(now, Outcome.BOTH) if arrived else self._exchanges.break_off()
         return []
 
-    def _part(self, now: float) -> list[Effect]:
+    def _part(self, now: float, outcome: Outcome) -> list[Effect]:
         """The end of an exchange at the partner."""
-        (x_i,) = self._exchanges.part().messages
+        (x_i,) = self._exchanges.part(outcome).messages
         self._turns.done(now)
         return [*self.visited(x_i), *self.after_visit(now, complete=True)]
 
     def _end_visit(self, now: float) -> list[Effect]:
         """The initiator is gone. It may have got the reply; an offer that is held is forgotten."""
-        return self._part(now) if self._exchanges.visit else self._exchanges.break_off()
+        if self._exchanges.visit:
+            return self._part(now, Outcome.PARTNER_ONLY)
+        return self._exchanges.break_off()
 
     def _tick(self, now: float) -> list[Effect]:
         call, visit = self._exchanges.call, self._exchanges.visit
@@ -361,7 +375,8 @@ class Pairwise(Algorithm):
             self._partners.unanswered(call.to, self._step)
             effects += self._exchanges.hang_up()
         if visit and now >= visit.deadline:
-            effects += [Cancel(visit.initiator, visit.reply), *self._part(now)]
+            over = self._part(now, Outcome.PARTNER_ONLY)
+            effects += [Cancel(visit.initiator, visit.reply), *over]
         if self._awaits_turn and now >= self._turn_ends_at:
             self._turns.done(now)  # given up
             effects += self.after_visit(now, complete=False)

@@ -35,7 +35,8 @@ def scrape(address: str) -> Samples:
         text = answer.read().decode()
     samples = {}
     for family in text_string_to_metric_families(text):
-        assert re.fullmatch(r"(relayswarm_(peer|coordinator)|process)(_[a-z]+)+", family.name)
+        prefix = "(relayswarm_(peer|coordinator|exchanges)|process)"
+        assert re.fullmatch(f"{prefix}(_[a-z]+)+|relayswarm_exchanges", family.name)
         assert not re.search(r"_(ms|milliseconds|kb|mb|percent)(_|$)", family.name), "base units"
         assert family.documentation.strip(), family.name
         for sample in family.samples:
@@ -52,7 +53,12 @@ def peer_value(samples: Samples, name: str, **labels: str) -> float:
 @pytest.fixture
 def lingering(daemons: Callable[..., Any]) -> Any:
     """A swarm whose peer-0 is done, and lingers because peer-1, which hangs, needs its messages."""
-    swarm = daemons(*PAIR, "steps=20", "faults.delay_s=0.02", "transport.deadline_s=0.5")
+    return with_one_that_hangs(daemons, "steps=20")
+
+
+def with_one_that_hangs(daemons: Callable[..., Any], *settings: str) -> Any:
+    """A swarm of two, of which peer-1 hangs from some step on and peer-0 is done."""
+    swarm = daemons(*PAIR, *settings, "faults.delay_s=0.02", "transport.deadline_s=0.5")
     swarm.until_step(3)
     swarm.peers["peer-1"].send(signal.SIGSTOP)
     swarm.peers["peer-0"].until("peer_finished")
@@ -129,6 +135,24 @@ def test_counters_agree_with_the_report(lingering: Any) -> None:
     assert peer_value(samples, "evaluation", metric="loss") == report["metrics"]["loss"]
     lingering.peers["peer-1"].send(signal.SIGCONT)
     lingering.finish()
+
+
+def test_exchanges_are_counted_by_who_averaged(daemons: Callable[..., Any]) -> None:
+    """With a partner that hangs some fail; every average of the report is one of `both`."""
+    swarm = with_one_that_hangs(daemons, "algorithm.name=swarmsgd", "steps=150")
+    peer = swarm.peers["peer-0"]
+    report = peer.events("peer_finished")[0]
+    ended = {
+        dict(labels)["outcome"]: count
+        for (name, labels), count in scrape(started(peer)["metrics_address"]).items()
+        if name == "relayswarm_exchanges_total" and ("role", "initiator") in labels
+    }
+    averaged = report["messages_expected"] - report["messages_missed"]
+    assert ended.pop("both") == averaged > 0
+    assert ended.keys() <= {"partner_only", "none"}
+    assert sum(ended.values()) > 0
+    swarm.peers["peer-1"].send(signal.SIGCONT)
+    swarm.finish()
 
 
 def test_the_coordinator_counts_too(lingering: Any) -> None:

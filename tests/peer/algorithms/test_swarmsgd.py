@@ -105,6 +105,8 @@ def test_swarms_follow_the_rules(graph: tuple[str, int], seed: int) -> None:
     assert watched.register(LIVE) == started_from
     assert all(peer.outcomes[Outcome.BOTH] == STEPS for peer in watched.peers)
     assert all(peer.outcomes[Outcome.PARTNER_ONLY] == 0 for peer in watched.peers)
+    assert sum(peer.visits[Outcome.BOTH] for peer in watched.peers) == STEPS * len(watched.peers)
+    assert all(peer.visits[Outcome.PARTNER_ONLY] == 0 for peer in watched.peers)
 
 
 @settings(max_examples=15)
@@ -226,6 +228,7 @@ def test_an_initiator_averages_after_a_complete_reply() -> None:
     assert effects[-2] == Averaged(0, 2, 4, expected=1, missed=0, late=0, waited_s=0.5)
     assert effects[-1] == Train(1)
     assert peer.outcomes == {Outcome.BOTH: 1}
+    assert peer.exchanges == {("initiator", "both"): 1}
 
 
 def test_the_reply_may_come_before_the_answer_to_the_offer() -> None:
@@ -236,20 +239,24 @@ def test_the_reply_may_come_before_the_answer_to_the_offer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "averages"),
+    ("verdict", "outcome"),
     [
-        (Verdict.ACCEPTED, True),
-        (Verdict.DUPLICATE, True),
-        (None, True),  # it may have arrived: the initiator must not be the only one
-        (Verdict.STALE_STEP, False),
-        (Verdict.EPOCH_BEHIND, False),
+        (Verdict.ACCEPTED, Outcome.BOTH),
+        (Verdict.DUPLICATE, Outcome.BOTH),
+        (None, Outcome.PARTNER_ONLY),  # it may have arrived: the initiator must not be the only one
+        (Verdict.STALE_STEP, Outcome.NONE),
+        (Verdict.EPOCH_BEHIND, Outcome.NONE),
     ],
 )
-def test_a_partner_averages_once_its_reply_is_sent(verdict: Verdict | None, averages: bool) -> None:
+def test_a_partner_averages_once_its_reply_is_sent(
+    verdict: Verdict | None, outcome: Outcome
+) -> None:
     peer, reply = visited()
     effects = peer.handle(SendDone("a", reply, verdict), 0.7)
-    assert registers_set(effects) == (["communication"] if averages else [])
+    assert registers_set(effects) == ([] if outcome is Outcome.NONE else ["communication"])
     assert peer.handle(SendDone("a", reply, verdict), 0.8) == []  # once
+    assert peer.visits == {outcome: 1}
+    assert peer.exchanges == {("partner", outcome.value): 1}
 
 
 def test_a_partners_own_computation_is_untouched() -> None:
@@ -275,6 +282,7 @@ def test_a_visit_ends_at_its_deadline() -> None:
     assert effects[0] == Cancel("a", reply)
     assert registers_set(effects) == ["communication"]
     assert peer.next_deadline() is None
+    assert peer.visits == {Outcome.PARTNER_ONLY: 1}
 
 
 def test_a_caller_answers_others_busy() -> None:
@@ -296,6 +304,7 @@ def test_of_two_offers_admitted_together_the_second_is_declined() -> None:
     (empty,) = (effect for effect in effects if isinstance(effect, Send))
     assert (empty.to, empty.head.kind, empty.lins) == ("c", Kind.REPLY, ())
     assert (empty.head.lost, empty.head.count) == (True, 0)
+    assert peer.visits == {Outcome.NONE: 1}
 
 
 def test_when_two_call_each_other_the_lower_ones_call_stands() -> None:
@@ -381,6 +390,7 @@ def test_an_unreachable_partner_ends_call_and_visit() -> None:
     assert calls(effects) == list({"a", "c"} - {offer.to})
     visit, _ = visited()
     assert registers_set(visit.handle(Gone("a"), 0.6)) == ["communication"]
+    assert visit.visits == {Outcome.PARTNER_ONLY: 1}
 
 
 def test_a_new_view_ends_the_call() -> None:
