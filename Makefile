@@ -27,7 +27,7 @@ endef
 .PHONY: help demo test test-ray check lint types imports docs figures proto proto-check proto-lint format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime ## Eight peers learn digits on this machine; report in reports/demo
 	@$(BIN)/relayswarm up examples/demo.toml --report reports/demo $(ARGS)
@@ -37,6 +37,15 @@ test: $(VENV)/.dev ## Run the tests (ARGS='-k relay -x' goes to pytest)
 
 test-ray: $(RAY_VENV)/.ray ## Sweep on a local Ray, and compare the rows with those of processes
 	@$(RAY_VENV)/bin/python -m pytest -q -k 'ray or parquet' tests/peer/sweep/test_sweep.py $(ARGS)
+
+test-page: $(VENV)/.dev ## The coordinator's page in Chromium (installs it; needs apt and root)
+	@command -v chromium >/dev/null || apt-get install -y -qq --no-install-recommends chromium
+	@$(BIN)/python -m pytest -q systemtests/test_page.py
+
+test-monitoring: ## Prometheus config, rules and alerts (installs promtool; needs apt and root)
+	@command -v promtool >/dev/null || apt-get install -y -qq --no-install-recommends prometheus
+	@promtool check config deploy/prometheus/prometheus.yml
+	@promtool test rules deploy/prometheus/rules_test.yml
 
 check: lint types imports proto-check proto-lint ## Everything that needs no run of the code
 	@echo "check: all passed"

@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+import typer.main
 
 from peer.localswarm.process import end_with_parent
 from relayswarm import __version__
@@ -53,7 +54,22 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are ours to tell, in one line
     given = sys.argv[1:] if arguments is None else arguments
     called = next((word for word in given if not word.startswith("-")), None)
-    build_app(called)(args=given, prog_name="relayswarm")
+    command: Any = typer.main.get_command(build_app(called))
+    if called is not None and called in COMMANDS:
+        _look_in_environment(called, command.commands[called].params)
+    command(args=given, prog_name="relayswarm")
+
+
+def _look_in_environment(called: str, parameters: Iterable[Any]) -> None:
+    """An option that is not given is looked up as RELAYSWARM_COMMAND_OPTION.
+
+    The variable is named after the option as it is typed, not after our parameter.
+    """
+    for parameter in parameters:
+        flag = max(parameter.opts, key=len)
+        if flag.startswith("--"):
+            name = f"RELAYSWARM_{called}_{flag.removeprefix('--')}"
+            parameter.envvar = name.replace("-", "_").upper()
 
 
 def build_app(called: str | None) -> typer.Typer:
@@ -63,11 +79,7 @@ def build_app(called: str | None) -> typer.Typer:
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings={
-            "help_option_names": ["-h", "--help"],
-            # An option that is not given is looked up as RELAYSWARM_COMMAND_OPTION.
-            "auto_envvar_prefix": "RELAYSWARM",
-        },
+        context_settings={"help_option_names": ["-h", "--help"]},
         help="Peers train one PyTorch model together by relaying sums of models along a tree.",
     )
     app.callback()(_root)

@@ -32,3 +32,12 @@ def test_options_come_from_the_environment_unless_given(
     with pytest.raises(SystemExit):
         main(["status", "--coordinator", "127.0.0.1:2"])
     assert "'127.0.0.1:2'" in capsys.readouterr().err
+
+
+def test_variables_are_named_as_options_are_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RELAYSWARM_COORDINATOR_SET", "steps=7 faults.drop=3")
+    with pytest.raises(SystemExit):
+        main(["coordinator", "--listen", "127.0.0.1:0"])
+    assert "faults.drop = 3" in capsys.readouterr().err

@@ -1,0 +1,47 @@
+"""What the images are made of follows from the project's metadata."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from relayswarm import config
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+HEAVY = {"torch", "numpy", "scipy", "scikit-learn", "matplotlib", "safetensors"}
+
+
+def requirements() -> set[str]:
+    text = (ROOT / "deploy/docker/coordinator-requirements.txt").read_text(encoding="utf-8")
+    return {line for line in text.splitlines() if line and not line.startswith("#")}
+
+
+def test_the_coordinator_needs_every_dependency_but_the_heavy_ones() -> None:
+    declared = {re.split(r"[<>=]", one)[0] for one in PROJECT["dependencies"]}
+    assert requirements() == {name for name in declared if name not in HEAVY}
+
+
+def test_the_coordinator_starts_without_the_heavy_ones() -> None:
+    """Every module of its process is imported while the heavy ones cannot be."""
+    blocked = ["torch", "numpy", "scipy", "sklearn", "matplotlib", "safetensors"]
+    assert all(importlib.util.find_spec(name) for name in blocked)  # else it would prove nothing
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        "import peer.cli, coordinator.runner, coordinator.health, coordinator.status"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_version_label_is_the_projects() -> None:
+    dockerfile = (ROOT / "deploy/docker/Dockerfile").read_text(encoding="utf-8")
+    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    assert f"ARG VERSION={PROJECT['version']}\n" in dockerfile
+    images = re.findall(r"image: relayswarm-\w+:(\S+)", compose)
+    assert images == [PROJECT["version"]] * 2
+
+
+def test_the_run_of_compose_is_valid() -> None:
+    assert config.load(ROOT / "deploy/run.toml").peers == 4
