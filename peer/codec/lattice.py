@@ -20,9 +20,9 @@ How to use it. A vector goes block by block, each of BLOCK elements but for the 
     ok = decoder.decode(data, a, out[a:b])       False: the key is too far away (or data damaged)
     decoder.distance                             largest |x_k - v_k| so far, for the next message
 
-Where that returns False, ask for `more_bits(bits)`; None means for full precision. The sender does
-the same where `encode` raises LatticeError. From what acknowledgements report, `Distances` predicts
-the next one. `encoded_bytes` is the length of an encoded vector.
+Where that returns False, ask for `decoder.wanted_bits`; FULL_PRECISION means that no lattice will
+do. From the distances that acknowledgements report, `Distances` predicts the next one.
+`encoded_bytes` is the length of an encoded vector.
 
 A block is a header (`<iQ`: exponent e of the pitch p = 2^e, checksum) and its integers modulo
 2^bits, little endian. The checksum is XXH3 (64 bits, seeded with `seed` + e modulo 2^64) of all z
@@ -59,6 +59,9 @@ a 4,000th of it."""
 BITS = (8, 16)
 """Bits an element may take, fewest first."""
 
+FULL_PRECISION = 0
+"""Takes the place of a number of bits: send the vector as it is, not on a lattice."""
+
 HEADER = struct.Struct("<iQ")  # exponent of the pitch, checksum
 
 MARGIN = 1.5
@@ -69,20 +72,20 @@ FINEST = 2.0**-20
 """Smallest pitch, in units of the block's largest element: 256 x / p fits 32 bits, and float32 has
 not much more to tell."""
 
-EXPONENTS = range(-100, 1000)  # so that 256 / p and, unless x is as large, p are numbers
+EXPONENTS = range(-100, 86)
+"""Of pitches: 256 / p is finite in float32, and so is whatever may come out of 32 bits, rotated."""
+
+UNFIT = 2**31 - 1
+"""In place of the exponent of a block for which there is no pitch: NaN, infinite or too large."""
 
 WINDOW = 8  # distances that `Distances` looks back on
 
 Array: TypeAlias = NDArray[Any]
 
 
-class LatticeError(ValueError):
-    """These values cannot be put on a lattice: NaN, infinite, or next to the largest number."""
-
-
-def more_bits(bits: int) -> int | None:
-    """What to try after `bits`; None: full precision."""
-    return next((more for more in BITS if more > bits), None)
+def more_bits(bits: int) -> int:
+    """What to try after `bits`."""
+    return next((more for more in BITS if more > bits), FULL_PRECISION)
 
 
 def encoded_bytes(elements: int, bits: int) -> int:
@@ -93,9 +96,11 @@ def encoded_bytes(elements: int, bits: int) -> int:
 def exponent_for(distance: float, largest: float) -> int:
     """Of the pitch of a block whose largest element is `largest`, at `distance` from its key. It
     leaves 8 bits a margin of MARGIN to 2 MARGIN, and 16 bits 256 times that."""
-    least = max(MARGIN * distance / (2**7 - 1), largest * FINEST)
-    mantissa, exponent = math.frexp(least)  # 0.5 <= mantissa < 1, or both are 0
-    return max(exponent - (mantissa == 0.5), EXPONENTS[0]) if least else EXPONENTS[0]
+    least = max(MARGIN * distance / (2**7 - 1), largest * FINEST, 2.0 ** EXPONENTS[0])
+    if not (largest >= 0 and least <= 2.0 ** EXPONENTS[-1]):  # NaN too
+        return UNFIT
+    mantissa, exponent = math.frexp(least)  # 0.5 <= mantissa < 1
+    return exponent - (mantissa == 0.5)
 
 
 class Encoder:
@@ -110,10 +115,7 @@ class Encoder:
         self._dither = np.random.SFC64(seed)
 
     def encode(self, values: Tensor) -> bytearray:
-        """The next elements, shape (k,) on any device: whole blocks, or up to the vector's end.
-
-        Raises LatticeError if there is no pitch for them.
-        """
+        """The next elements, shape (k,) on any device: whole blocks, or up to the vector's end."""
         array = _array(values)
         data = bytearray(encoded_bytes(len(array), self._bits))
         position = 0
@@ -126,7 +128,10 @@ class Encoder:
         if self._is_rotated:
             x = rotate(x, self._seed, out=y)
         largest = float(max(x.max(), -x.min()))
-        exponent = self._exponent(largest, float(np.finfo(x.dtype).max))
+        exponent = exponent_for(self._distance, largest)
+        if exponent == UNFIT:
+            HEADER.pack_into(data, position, UNFIT, 0)
+            return position + encoded_bytes(len(x), self._bits)
         np.multiply(x, x.dtype.type(math.ldexp(256.0, -exponent)), out=y)
         np.rint(y, out=y)
         np.copyto(z, y, casting="unsafe")
@@ -137,12 +142,6 @@ class Encoder:
         np.copyto(low, z, casting="unsafe")
         return position + HEADER.size + low.nbytes
 
-    def _exponent(self, largest: float, limit: float) -> int:
-        for name, value in (("largest element", largest), ("distance", self._distance)):
-            if not 0 <= value <= limit / 2:  # NaN too; and what is above by a pitch is a number
-                raise LatticeError(f"{name} = {value}: no number to go by; use full precision")
-        return exponent_for(self._distance, largest)
-
     def _random_bytes(self, count: int) -> NDArray[np.uint8]:
         words: NDArray[np.uint64] = self._dither.random_raw(-(-count // 8))
         return words.view(np.uint8)[:count]
@@ -151,7 +150,8 @@ class Encoder:
 class Decoder:
     """Decodes one vector, shape (d,), next to the key v = `key` * `scale`, of the same shape.
 
-    `distance` is the largest |z p - v_k| of all blocks decoded so far, rounded up by at most p.
+    `distance` is the largest |z p - v_k| of all blocks decoded so far, rounded up by at most p;
+    `wanted_bits` are what to ask for after a failure.
     """
 
     def __init__(
@@ -161,6 +161,7 @@ class Decoder:
         self._key = _array(key)
         self._is_rotated = is_rotated
         self.distance = 0.0
+        self.wanted_bits = more_bits(bits)
 
     def decode(self, data: Bytes, start: int, out: Tensor) -> bool:
         """Decode elements from `start` on into `out`, shape (k,), contiguous and on the CPU.
@@ -183,6 +184,7 @@ class Decoder:
     def _block(self, source: memoryview, start: int, out: Tensor) -> bool:
         exponent, checksum = HEADER.unpack_from(source)
         if exponent not in EXPONENTS:
+            self.wanted_bits = FULL_PRECISION
             return False
         pitch = math.ldexp(1.0, exponent)
         key = self._key[start : start + out.numel()]
