@@ -11,9 +11,10 @@ import os
 import threading
 from typing import Any, TextIO
 
-from coordinator.conductor import Notice, Publication
+from coordinator.conductor import Denied, Notice, Publication
 from coordinator.members import Admitted, GaveUp, Gone, Refused, RunFinished, Waiting
 from coordinator.messages import reason_text
+from relayswarm.net.sparing import SparingLog
 
 log = logging.getLogger("relayswarm.coordinator")
 
@@ -24,6 +25,7 @@ class Announcer:
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
         self._guard = threading.Lock()
+        self._sparing = SparingLog(log)
 
     def event(self, name: str, **fields: Any) -> None:
         """Write one JSON line, flushed."""
@@ -55,8 +57,11 @@ class Announcer:
                 self._waiting(notice)
             case Admitted():
                 self._admitted(notice)
+            case Denied():
+                self._sparing.warning(notice.denial.value, f"call denied: {notice.text}")
             case Refused():
-                log.warning("join refused (%s): %s", notice.refusal.value, notice.text)
+                reason = notice.refusal.value
+                self._sparing.warning(reason, f"join refused ({reason}): {notice.text}")
                 self.event("join_refused", reason=notice.refusal.value, text=notice.text)
             case Gone():
                 self._gone(notice)

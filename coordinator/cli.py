@@ -11,6 +11,17 @@ from typing import Annotated
 import typer
 
 from relayswarm.errors import RelayswarmError
+from relayswarm.net.clients import Clients
+from relayswarm.net.flags import (
+    Insecure,
+    TlsCa,
+    TlsCert,
+    TlsClients,
+    TlsKey,
+    TlsName,
+    Token,
+    TokensOfMembers,
+)
 
 
 def coordinator(
@@ -41,11 +52,18 @@ def coordinator(
     as_json: Annotated[
         bool, typer.Option("--json", help="Write events to standard output, one JSON object each.")
     ] = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_clients: TlsClients = Clients.REQUIRED,
+    token_file: TokensOfMembers = None,
+    insecure: Insecure = False,
 ) -> None:
     """Introduce peers to each other and keep their topology, for one run."""
     import logging
 
     from coordinator.runner import Options, serve
+    from relayswarm.net.security import Security
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     options = Options(
@@ -57,6 +75,7 @@ def coordinator(
         reflection=reflection,
         json=as_json,
         exit_when_finished=exit_when_finished,
+        security=Security(tls_ca, tls_cert, tls_key, tls_clients, token_file, insecure),
     )
     try:
         code = serve(options)
@@ -70,12 +89,21 @@ def status(
         str, typer.Option(help="HOST:PORT of the coordinator.")
     ] = "127.0.0.1:50050",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
+    token_file: Token = None,
 ) -> None:
     """Show how a run is doing: its members, their steps, and the tree."""
     from coordinator.status import fetch, show, to_json
+    from relayswarm.net.security import Security
 
     try:
-        answer = fetch(coordinator)
+        answer = fetch(
+            coordinator,
+            Security(tls_ca, tls_cert, tls_key, token_file=token_file, name=tls_name),
+        )
     except RelayswarmError as error:
         raise _failed(error) from error
     if as_json:
@@ -85,13 +113,18 @@ def status(
 
 
 def health(
-    address: Annotated[str, typer.Argument(help="HOST:PORT of a coordinator or peer.")],
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Of a coordinator or peer.")],
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 5.0,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
 ) -> None:
     """Ask whether a coordinator or peer serves, by the gRPC health protocol."""
     from coordinator.health import check_health
+    from relayswarm.net.security import Security
 
-    check_health(address, timeout)
+    check_health(address, timeout, Security(tls_ca, tls_cert, tls_key, name=tls_name))
     typer.echo(f"{address} serves")
 
 

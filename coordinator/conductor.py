@@ -30,6 +30,7 @@ from coordinator.membership import Membership
 from coordinator.store import Memory, Store
 from coordinator.views import Layout, lay_out
 from relayswarm.config import RunConfig
+from relayswarm.net.gate import Denial
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -46,7 +47,15 @@ class Publication:
         return any((m.peer_id, m.incarnation) == me for m in self.elected.members)
 
 
-Notice: TypeAlias = Decision | Publication
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """A call was turned away at the door, before membership heard of it."""
+
+    denial: Denial
+    text: str
+
+
+Notice: TypeAlias = Decision | Publication | Denied
 Listener: TypeAlias = Callable[[Notice], None]
 
 
@@ -133,6 +142,11 @@ class Conductor:
             if not self.membership.settled:
                 self._wake.notify_all()
             return decisions
+
+    def tell(self, notice: Notice) -> None:
+        """Let all listeners know."""
+        with self.lock:
+            self._tell(notice)
 
     # --- news ------------------------------------------------------------------------------------
 

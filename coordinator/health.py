@@ -5,14 +5,16 @@ from __future__ import annotations
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from coordinator.status import check_address
 from relayswarm.errors import JoinError
+from relayswarm.net.address import split_address
+from relayswarm.net.security import PLAIN, Security
+from relayswarm.net.sockets import open_channel
 
 
-def check_health(address: str, timeout_s: float) -> None:
+def check_health(address: str, timeout_s: float, security: Security = PLAIN) -> None:
     """Return if HOST:PORT serves. Raises ConfigError if it is no address, JoinError if not."""
-    check_address("ADDRESS", address)
-    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+    split_address(address, "ADDRESS")
+    with open_channel(address, security) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)

@@ -221,11 +221,11 @@ Event: TypeAlias = Join | Renew | Leave | Tick
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The peer is a member, or a candidate. `donors` are addresses to fetch a model from."""
+    """The peer is a member, or a candidate. `donors` have a model for it, best to ask first."""
 
     member: Member
     version: int
-    donors: tuple[str, ...]
+    donors: tuple[Member, ...]
     candidate: bool
     again: bool = False  # it was one already: nothing has changed
     note: str = ""  # about its shard, for people

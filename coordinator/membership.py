@@ -194,13 +194,13 @@ class Membership:
         if max(known_age) < MAX_AGE:
             self.term, self.number = max((self.term, self.number), known_age)
 
-    def _donors(self, newcomer: str, shard: int) -> tuple[str, ...]:
-        """Addresses of peers that have a model, another one first for each newcomer."""
+    def _donors(self, newcomer: str, shard: int) -> tuple[Member, ...]:
+        """Peers that have a model, another one first for each newcomer."""
         if self.state is not RunState.RUNNING or self.current is None:
             return ()
         elected = {(m.peer_id, m.incarnation) for m in self.current.members}
         donors = [
-            m.address
+            m
             for m in (self.members[peer] for peer in self.present)
             if (m.peer_id, m.incarnation) in elected and m.peer_id != newcomer
         ]

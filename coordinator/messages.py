@@ -83,7 +83,7 @@ def view_message(elected: Elected, layout: Layout, digest: int, me: str) -> pb.V
     return pb.View(
         epoch=epoch_message(elected, digest),
         effective_step=elected.effective_step,
-        members=[_member(member) for member in elected.members],
+        members=[member_message(member) for member in elected.members],
         trees=[
             pb.Tree(neighbours=_behind(behind), edges=_edges(edges))
             for behind, edges in zip(layout.trees(me), layout.tree_edges, strict=True)
@@ -112,7 +112,7 @@ def tree_messages(layout: Layout) -> list[pb.Tree]:
 def status_message(member: Member, now: float) -> pb.MemberStatus:
     """How a member is doing."""
     return pb.MemberStatus(
-        member=_member(member),
+        member=member_message(member),
         shard=member.shard,
         step=member.progress.step,
         loss=member.loss,
@@ -130,7 +130,8 @@ def all_statuses(membership: Membership, now: float) -> list[pb.MemberStatus]:
     return [status_message(everyone[peer], now) for peer in sorted(everyone, key=natural_order)]
 
 
-def _member(member: Member) -> pb.Member:
+def member_message(member: Member) -> pb.Member:
+    """Who it is, and where."""
     return pb.Member(peer_id=member.peer_id, incarnation=member.incarnation, address=member.address)
 
 

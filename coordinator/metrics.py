@@ -11,8 +11,9 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
-from coordinator.conductor import Conductor, Notice, Publication
+from coordinator.conductor import Conductor, Denied, Notice, Publication
 from coordinator.members import Admitted, Gone, Reason, Refusal, Refused, Renewed, RunState
+from relayswarm.net.gate import Denial
 
 PREFIX = "relayswarm_coordinator"
 
@@ -31,11 +32,14 @@ class Metrics:
         make = self._counter
         self._joins = make("joins", "Peers that became members.")
         self._refused = make("joins_refused", "Joins refused, by reason.", "reason")
+        self._denied = make("calls_denied", "Calls turned away at the door, by reason.", "reason")
         self._renewals = make("lease_renewals", "Leases renewed.")
         self._expiries = make("lease_expiries", "Leases that ran out.")
         self._lost = make("members_lost", "Members lost, by reason.", "reason")
         self._finished = make("members_finished", "Members that left after their last step.")
         self._elections = make("elections", "Epochs published, by reason.", "reason")
+        for denial in Denial:
+            self._denied.labels(denial.value)
         for refusal in Refusal:
             self._refused.labels(refusal.value)
         for reason in (Reason.LEASE_EXPIRED, Reason.UNREACHABLE, Reason.LEFT):
@@ -94,6 +98,8 @@ class Metrics:
                 self._joins.inc()
             case Refused():
                 self._refused.labels(notice.refusal.value).inc()
+            case Denied():
+                self._denied.labels(notice.denial.value).inc()
             case Gone(reason=None):
                 self._finished.inc()
             case Gone(reason=Reason() as reason):

@@ -26,6 +26,7 @@ from coordinator.web import Elections, Site, WebServer
 from relayswarm import config as run_config
 from relayswarm.config import RunConfig
 from relayswarm.errors import ExitCode, QuorumError
+from relayswarm.net.security import PLAIN, Security
 
 log = logging.getLogger("relayswarm.coordinator")
 
@@ -45,6 +46,7 @@ class Options:
     reflection: bool = False
     json: bool = False
     exit_when_finished: bool = False
+    security: Security = PLAIN
 
 
 def serve(options: Options) -> ExitCode:
@@ -62,7 +64,9 @@ def serve(options: Options) -> ExitCode:
         conductor.listeners += [metrics, elections, announcer]
         site = Site(conductor, elections, metrics.registry)
         with closing(WebServer(site, options.metrics_listen)) as web:
-            server = CoordinatorServer(conductor, options.listen, reflection=options.reflection)
+            server = CoordinatorServer(
+                conductor, options.listen, options.security, reflection=options.reflection
+            )
             with _signals(conductor) as caught:
                 server.start()
                 announcer.started(config.run_id, server.address, web.address)

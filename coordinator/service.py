@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
+from dataclasses import replace
+from typing import NoReturn, TypeAlias
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from coordinator import messages
-from coordinator.conductor import Conductor, WatchEnd
+from coordinator.conductor import Conductor, Denied, WatchEnd
 from coordinator.members import Admitted, Refusal, Refused, Unknown, Waiting
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
-from relayswarm.errors import ConfigError
+from relayswarm.net.gate import Denial, Gate
+from relayswarm.net.security import PLAIN, Security
+from relayswarm.net.sockets import open_port
 
 SPARE_THREADS = 32
 SERVICE = pb.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
@@ -43,17 +46,26 @@ _CODES = {
 }  # all others: FAILED_PRECONDITION
 
 
-class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
-    """Answers peers, by what the conductor decides."""
+_OfMember: TypeAlias = pb.RenewLeaseRequest | pb.LeaveRequest | pb.WatchTopologyRequest
 
-    def __init__(self, conductor: Conductor) -> None:
+
+class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
+    """Answers peers, by what the conductor decides, once the gate has let them in."""
+
+    def __init__(self, conductor: Conductor, gate: Gate) -> None:
         self._conductor = conductor
+        self._gate = gate
         self._run_config = conductor.config.to_toml()
         self._lease_ms = round(conductor.rules.lease_s * 1000)
 
     def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext) -> pb.JoinResponse:
-        """Introduce a peer."""
-        answer = self._conductor.handle(messages.join_event(request))[0]
+        """Introduce a peer. One that wants no id in particular is called as its certificate is."""
+        self._gate.check(context)
+        join = messages.join_event(request)
+        if not join.peer_id:
+            join = replace(join, peer_id=self._gate.name_of(context))
+        self._gate.speaks_for(context, join.peer_id)
+        answer = self._conductor.handle(join)[0]
         if isinstance(answer, Refused):
             code = _CODES.get(answer.refusal, grpc.StatusCode.FAILED_PRECONDITION)
             _abort(context, code, answer.text)
@@ -65,14 +77,14 @@ class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
             run_config=self._run_config,
             shard=answer.member.shard,
             lease_ms=self._lease_ms,
-            donors=answer.donors,
+            donors=[messages.member_message(donor) for donor in answer.donors],
         )
 
     def RenewLease(
         self, request: pb.RenewLeaseRequest, context: grpc.ServicerContext
     ) -> pb.RenewLeaseResponse:
         """Keep a member."""
-        self._check_run(request.run_id, context)
+        self._check(request, context)
         answer = self._conductor.handle(messages.renew_event(request))[0]
         if isinstance(answer, Unknown):
             _abort(context, grpc.StatusCode.NOT_FOUND, answer.text)
@@ -80,7 +92,7 @@ class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
 
     def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext) -> pb.LeaveResponse:
         """Let a member go. Leaving twice is no error: the first answer may have been lost."""
-        self._check_run(request.run_id, context)
+        self._check(request, context)
         self._conductor.handle(messages.leave_event(request))
         return pb.LeaveResponse()
 
@@ -88,7 +100,7 @@ class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
         self, request: pb.WatchTopologyRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.WatchTopologyResponse]:
         """Tell a member about each epoch that it is in."""
-        self._check_run(request.run_id, context)
+        self._check(request, context)
         conductor, me = self._conductor, request.peer_id
         context.add_callback(conductor.nudge)
         for news in conductor.watch(me, request.incarnation, context.is_active):
@@ -105,13 +117,19 @@ class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
         self, request: pb.GetStatusRequest, context: grpc.ServicerContext
     ) -> pb.GetStatusResponse:
         """Say how the run is doing."""
-        del request, context
+        del request
+        self._gate.check(context)
         return status_of(self._conductor)
 
-    def _check_run(self, run_id: str, context: grpc.ServicerContext) -> None:
+    def _check(self, request: _OfMember, context: grpc.ServicerContext) -> None:
+        """What a member asks must be in its own name, and about this run."""
+        self._gate.check(context)
+        self._gate.speaks_for(context, request.peer_id)
         ours = self._conductor.config.run_id
-        if run_id != ours:
-            text = f"run_id = {run_id!r}: this coordinator serves the run {ours!r}; join that"
+        if request.run_id != ours:
+            text = (
+                f"run_id = {request.run_id!r}: this coordinator serves the run {ours!r}; join that"
+            )
             _abort(context, grpc.StatusCode.FAILED_PRECONDITION, text)
 
 
@@ -151,20 +169,32 @@ def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> N
 class CoordinatorServer:
     """The service on a socket, with gRPC health checks and, if wanted, reflection."""
 
-    def __init__(self, conductor: Conductor, listen: str, *, reflection: bool = False) -> None:
-        """Bind `listen` (HOST:PORT, port 0: any free one). Raises ConfigError if it is taken."""
+    def __init__(
+        self,
+        conductor: Conductor,
+        listen: str,
+        security: Security = PLAIN,
+        *,
+        reflection: bool = False,
+    ) -> None:
+        """Bind `listen` (HOST:PORT, port 0: any free one). Raises ConfigError if it is taken, or
+        `security` does not do for it."""
         self._conductor = conductor
         threads = conductor.rules.max_members + SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="coordinator")
         self._server = grpc.server(self._pool, options=_OPTIONS)
         self._health = health.HealthServicer()
+        gate = Gate(security.tokens(), self._denied)
         pb_grpc.add_CoordinatorServiceServicer_to_server(
-            CoordinatorService(conductor), self._server
+            CoordinatorService(conductor, gate), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflection:
             _reflect(self._server)
-        self.address = _bind(self._server, listen)
+        self.address = open_port(self._server, listen, security)
+
+    def _denied(self, denial: Denial, text: str) -> None:
+        self._conductor.tell(Denied(denial, text))
 
     def start(self) -> None:
         """Serve. The conductor is started on its own."""
@@ -187,18 +217,3 @@ def _reflect(server: grpc.Server) -> None:
 
     names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
-
-
-def _bind(server: grpc.Server, listen: str) -> str:
-    host, colon, port = listen.rpartition(":")
-    remedy = "give another HOST:PORT for --listen; port 0 takes any free one"
-    if not (colon and host and port.isdecimal() and int(port) < 65536):
-        raise ConfigError("--listen", listen, "not an address", remedy)
-    problem = "the address is taken, or is not one of this machine"
-    try:
-        bound = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise ConfigError("--listen", listen, problem, remedy) from error
-    if bound == 0:
-        raise ConfigError("--listen", listen, problem, remedy)
-    return f"{host}:{bound}"

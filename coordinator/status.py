@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from typing import Any
 
 import grpc
@@ -15,32 +14,40 @@ from rich.table import Table
 
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
-from relayswarm.errors import ConfigError, JoinError
+from relayswarm.errors import JoinError
+from relayswarm.net.address import split_address
+from relayswarm.net.security import PLAIN, Security
+from relayswarm.net.sockets import open_channel
 from relayswarm.peer.v1.peer_pb2 import SwarmMetrics
 
 TIMEOUT_S = 5.0
 
 
-def fetch(address: str) -> pb.GetStatusResponse:
+def fetch(address: str, security: Security = PLAIN) -> pb.GetStatusResponse:
     """Ask the coordinator at HOST:PORT. Raises ConfigError if that is no address, JoinError if it
     cannot be reached."""
-    check_address("--coordinator", address)
-    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+    split_address(address, "--coordinator")
+    tokens = security.tokens()
+    with open_channel(address, security) as channel:
         stub = pb_grpc.CoordinatorServiceStub(channel)
         try:
-            return stub.GetStatus(pb.GetStatusRequest(), timeout=TIMEOUT_S)
+            return stub.GetStatus(
+                pb.GetStatusRequest(),
+                timeout=TIMEOUT_S,
+                metadata=tokens.metadata() if tokens else None,
+            )
         except grpc.RpcError as error:
-            raise JoinError(
-                f"--coordinator = {address!r}: no coordinator answers there "
-                f"({error.code().name.lower()}); check the address, and that it is running"
-            ) from error
+            raise JoinError(_no_answer(address, security, error)) from error
 
 
-def check_address(field: str, address: str) -> None:
-    """Raise ConfigError unless it looks like HOST:PORT."""
-    if not re.fullmatch(r".+:[0-9]{1,5}", address):
-        remedy = "write e.g. 127.0.0.1:50050"
-        raise ConfigError(field, address, "not of the form HOST:PORT", remedy)
+def _no_answer(address: str, security: Security, error: grpc.RpcError) -> str:
+    if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return f"the coordinator at {address} refused: {error.details()}"
+    doubt = ", its certificate and yours" if security.encrypts else ", and whether it wants TLS"
+    return (
+        f"--coordinator = {address!r}: no coordinator answers there "
+        f"({error.code().name.lower()}); check the address, that it is running{doubt}"
+    )
 
 
 def to_json(status: pb.GetStatusResponse) -> str:

@@ -24,6 +24,7 @@ from coordinator.messages import reason_text
 from coordinator.service import status_of
 from coordinator.status import to_dict
 from relayswarm.errors import ConfigError
+from relayswarm.net.address import split_address
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -134,16 +135,14 @@ class WebServer:
 
     def __init__(self, application: WSGIApplication, listen: str) -> None:
         """Bind `listen` (HOST:PORT, port 0: any free one). Raises ConfigError if it is taken."""
-        host, colon, port = listen.rpartition(":")
-        remedy = "give another HOST:PORT for --metrics-listen; port 0 takes any free one"
-        if not (colon and host and port.isdecimal() and int(port) < 65536):
-            raise ConfigError("--metrics-listen", listen, "not an address", remedy)
+        host, port = split_address(listen, "--metrics-listen")
         bare = host.strip("[]")
         kind = _ThreadedIPv6 if ":" in bare else _Threaded
         try:
-            self._server = make_server(bare, int(port), application, kind, _Quiet)
+            self._server = make_server(bare, port, application, kind, _Quiet)
         except OSError as error:
             problem = f"cannot listen there ({error.strerror or error})"
+            remedy = "give another HOST:PORT for --metrics-listen; port 0 takes any free one"
             raise ConfigError("--metrics-listen", listen, problem, remedy) from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()

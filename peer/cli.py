@@ -41,6 +41,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "health": ("coordinator.cli:health", "Ask whether a coordinator or peer serves."),
     "pull": ("peer.commands:pull", "Fetch the present model of a running peer."),
+    "certs": ("relayswarm.net.cli:certs", "Make certificates for development."),
     "topology": (
         "coordinator.topology_cli:topology",
         "Show the tree that a communication graph would give.",

@@ -13,6 +13,16 @@ from typing import Annotated, TypeAlias
 import typer
 
 from relayswarm.config import RunConfig, load
+from relayswarm.net.clients import Clients
+from relayswarm.net.flags import (
+    Insecure,
+    TlsCa,
+    TlsCert,
+    TlsClients,
+    TlsKey,
+    TlsName,
+    Token,
+)
 
 ConfigFile: TypeAlias = Annotated[
     Path | None, typer.Argument(metavar="RUN.TOML", help="Run config; left out: defaults.")
@@ -137,12 +147,19 @@ def peer(
         bool, typer.Option("--reflection", help="Serve gRPC reflection, for grpcurl and the like.")
     ] = False,
     as_json: AsJson = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_clients: TlsClients = Clients.REQUIRED,
+    token_file: Token = None,
+    insecure: Insecure = False,
 ) -> None:
     """Join the run of a coordinator and train in it until it is done."""
     import logging
 
     from peer.parts import PeerOptions
     from peer.service import run
+    from relayswarm.net.security import Security
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     options = PeerOptions(
@@ -158,6 +175,7 @@ def peer(
         resume=resume,
         reflection=reflection,
         json_events=as_json,
+        security=Security(tls_ca, tls_cert, tls_key, tls_clients, token_file, insecure),
     )
     raise typer.Exit(run(options))
 
@@ -165,11 +183,16 @@ def peer(
 def pull(
     peer: Annotated[str, typer.Option(help="HOST:PORT of the peer.")],
     output: Annotated[Path, typer.Option(help="File to write (safetensors).")],
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
 ) -> None:
     """Fetch the present model of a running peer into a file, without disturbing its training."""
     from peer.transport.read_model import read_model
     from peer.transport.remote_model import save_model
+    from relayswarm.net.security import Security
 
-    model = read_model(peer)
+    model = read_model(peer, Security(tls_ca, tls_cert, tls_key, name=tls_name))
     save_model(model, output)
     typer.echo(f"{output}: model of {model.peer_id}, run {model.run_id}, after step {model.step}")

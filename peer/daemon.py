@@ -52,6 +52,8 @@ from peer.training_thread import TrainingThread
 from peer.transport.client import Outbox
 from peer.transport.contract import Outgoing, PeerState, Snapshot
 from peer.transport.metric_payload import sums_of
+from relayswarm.net.gate import Denial
+from relayswarm.net.sparing import SparingLog
 
 log = logging.getLogger("relayswarm.peer")
 
@@ -109,6 +111,7 @@ class Daemon:
         self._readers: list[Future[Snapshot]] = []  # who waits for a model; under the guard
         self._closed = False  # the core loop has ended; under the guard
         self._guard = threading.Lock()
+        self._sparing = SparingLog(log)
         self.down: set[PeerId] = set()  # neighbours that the transport cannot reach
         self._finished = False
         self._compute_s = 0.0
@@ -331,6 +334,10 @@ class Daemon:
     def refused(self, verdict: Verdict, head: Head) -> None:
         self.metrics.refuse(verdict)
         log.debug("refused %s of %s, step %d: %s", head.kind, head.sender, head.step, verdict)
+
+    def denied(self, denial: Denial, text: str) -> None:
+        self.metrics.denied.labels(denial.value).inc()
+        self._sparing.warning(denial.value, f"call denied: {text}")
 
     def bytes_in(self, count: int) -> None:
         self.metrics.bytes_received.inc(count)

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from peer.algorithms.core import Averaged, Drop, Verdict, View
 from peer.algorithms.metric_relay import SwarmMean
 from relayswarm.errors import ConfigError
+from relayswarm.net.gate import Denial
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
@@ -65,6 +66,11 @@ class PeerMetrics:
         self.refused = self._counter(
             "messages_refused", "Messages refused on arrival, by verdict.", ["reason"]
         )
+        self.denied = self._counter(
+            "calls_denied", "Calls turned away at the door, by reason.", ["reason"]
+        )
+        for denial in Denial:
+            self.denied.labels(denial.value)
         self.retried = self._counter("messages_retried", "Sent again, by reason.", ["reason"])
         self.dropped = self._counter("messages_dropped", "Messages left unused.", ["reason"])
         self.exchanges = Counter(

@@ -23,7 +23,6 @@ from peer.metrics import PeerMetrics
 from peer.tasks.registry import load_task
 from peer.training.checkpoint import export_model
 from peer.training.trainer import Trainer, make_site
-from peer.transport.channel import split_address
 from peer.transport.client import Outbox
 from peer.transport.contract import Contract
 from peer.transport.coordinator_client import Joined
@@ -33,6 +32,8 @@ from peer.transport.server import PeerServer
 from relayswarm import config as run_config
 from relayswarm.config import RunConfig
 from relayswarm.errors import JoinError
+from relayswarm.net.address import split_address
+from relayswarm.net.security import PLAIN, Security
 
 log = logging.getLogger("relayswarm.peer")
 
@@ -56,6 +57,7 @@ class PeerOptions:
     resume: bool = False
     reflection: bool = False
     json_events: bool = False
+    security: Security = PLAIN
 
 
 class Parts:
@@ -122,12 +124,13 @@ class Parts:
         contract = _contract(config, self.trainer)
         daemon = self.daemon
         plan = FaultPlan(config.faults, config.seed)
-        self.outbox = Outbox(daemon.peer, contract, plan, daemon)
+        security = self.options.security
+        self.outbox = Outbox(daemon.peer, contract, plan, daemon, security)
         daemon.outbox = self.outbox
         host, port = split_address(self.options.metrics_listen, "--metrics-listen")
         self.metrics_address, self._metrics_server = metrics.serve(host, port)
         self.server = PeerServer(
-            daemon, contract, self.options.listen, reflection=self.options.reflection
+            daemon, contract, self.options.listen, security, reflection=self.options.reflection
         )
         self.server.start()  # last: until then, what goes wrong leaves nothing running
         self.address = self.options.advertise or self.server.address
@@ -142,11 +145,17 @@ class Parts:
 
     def ask_donors(self, candidate: Joined) -> RemoteModel:
         """The model of the first donor that gives one. Raises JoinError."""
-        for address in candidate.donors:
+        for donor in candidate.donors:
             try:
-                found = read_model(address, run_id=candidate.run_id, patience_s=DONOR_PATIENCE_S)
+                found = read_model(
+                    donor.address,
+                    self.options.security,
+                    peer_id=donor.peer_id,
+                    run_id=candidate.run_id,
+                    patience_s=DONOR_PATIENCE_S,
+                )
             except ReadModelError as error:
-                log.warning("no model from %s: %s", address, error)
+                log.warning("no model from %s: %s", donor.peer_id, error)
                 continue
             self._require_same_model(found)
             return found

@@ -44,7 +44,7 @@ class Peer:
         self.options = options
         self.announce = Announcer(speaks=options.json_events)
         self.metrics = PeerMetrics()
-        self.client = CoordinatorClient(options.coordinator)
+        self.client = CoordinatorClient(options.coordinator, options.security)
         self._incarnation = time.time_ns()
         self._signal: int | None = None
         self._daemon: Daemon | None = None

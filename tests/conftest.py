@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from relayswarm.net.certificates import make_certificates
+from relayswarm.net.security import Security
 
 # Read by torch when it is imported, and inherited by processes that tests start.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -20,6 +25,19 @@ settings.register_profile("thorough", max_examples=5000, **_COMMON)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "local")
 )
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Security]:
+    """Settings with the certificate of a name: `certificates("peer-0", name="peer-1")`."""
+    folder = tmp_path_factory.mktemp("certificates")
+    make_certificates(folder, ["peer-0", "peer-1", "peer-2", "operator"], [], days=1)
+
+    def settings_of(who: str, **changes: Any) -> Security:
+        files = {"ca": "ca.pem", "cert": f"{who}.pem", "key": f"{who}.key"}
+        return Security(**({kind: folder / file for kind, file in files.items()} | changes))
+
+    return settings_of
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -71,8 +71,7 @@ class Coordination:
         answer = self._handle(Join(self.incarnations[peer], peer_id=peer))[0]
         if not isinstance(answer, Admitted):
             return None
-        donors = tuple(donor.removesuffix(f":{PORT}") for donor in answer.donors)
-        return answer.member.shard, donors
+        return answer.member.shard, tuple(donor.peer_id for donor in answer.donors)
 
     def join(self, peer: PeerId, step: int = 0) -> None:
         """The peer becomes a member and keeps its lease from now on."""

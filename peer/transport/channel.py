@@ -1,16 +1,16 @@
-"""Channels and ports: the one place that says how peers connect.
+"""How peers' connections are kept alive, bounded and mended.
 
-Connections are insecure for now; credentials come in here and nowhere else.
+Credentials are the business of `relayswarm.net`.
 """
 
 from __future__ import annotations
 
-import re
-
 import grpc
 
+from peer.algorithms.core import PeerId
 from peer.transport.wire import MESSAGE_LIMIT
-from relayswarm.errors import ConfigError
+from relayswarm.net import sockets
+from relayswarm.net.security import PLAIN, Security
 
 Options = tuple[tuple[str, int | str], ...]
 
@@ -28,7 +28,6 @@ _COMMON: Options = (
 
 CHANNEL_OPTIONS: Options = (
     *_COMMON,
-    ("grpc.enable_http_proxy", 0),  # neighbours are reached directly, whatever the environment says
     ("grpc.use_local_subchannel_pool", 1),  # one connection a neighbour and sender, not shared
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5_000),  # patience with one attempt, not a wait
@@ -42,41 +41,12 @@ SERVER_OPTIONS: Options = (
     ("grpc.http2.max_ping_strikes", 0),
 )
 
-_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>[0-9]{1,5})")
 
+def open_channel(
+    address: str, security: Security = PLAIN, peer: PeerId | None = None
+) -> grpc.Channel:
+    """A channel to HOST:PORT. It connects at the first call and reconnects within a second.
 
-def open_channel(address: str) -> grpc.Channel:
-    """A channel to HOST:PORT. It connects at the first call and reconnects within a second."""
-    return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-
-
-def open_port(server: grpc.Server, listen: str, field: str = "--listen") -> str:
-    """Let `server` listen on HOST:PORT, port 0 for any; returns the address with its real port.
-
-    Raises ConfigError if that is no address, or the port is taken.
+    With TLS it must be `peer` who serves there.
     """
-    host, port = split_address(listen, field)
-    try:
-        bound = server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError as error:
-        raise _taken(listen, field) from error
-    if bound == 0:
-        raise _taken(listen, field)
-    return f"{host}:{bound}"
-
-
-def split_address(address: str, field: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT. Raises ConfigError naming `field` if it is not of that form."""
-    match = _HOST_PORT.fullmatch(address)
-    if match is None or int(match["port"]) > 65535:
-        raise ConfigError(field, address, "not of the form HOST:PORT", "write e.g. 127.0.0.1:50051")
-    return match["host"], int(match["port"])
-
-
-def _taken(listen: str, field: str) -> ConfigError:
-    return ConfigError(
-        field,
-        listen,
-        "cannot be listened on: taken by another process, or no address of this machine",
-        "choose another port, or port 0 for any that is free",
-    )
+    return sockets.open_channel(address, security, CHANNEL_OPTIONS, peer)

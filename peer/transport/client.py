@@ -17,6 +17,7 @@ from peer.faults import FaultPlan
 from peer.transport.contract import Contract, Outgoing, Reports
 from peer.transport.letter import Letter
 from peer.transport.sender import Sender
+from relayswarm.net.security import PLAIN, Security
 
 
 class Outbox:
@@ -28,12 +29,18 @@ class Outbox:
     """
 
     def __init__(
-        self, me: PeerId, contract: Contract, plan: FaultPlan | None, reports: Reports
+        self,
+        me: PeerId,
+        contract: Contract,
+        plan: FaultPlan | None,
+        reports: Reports,
+        security: Security = PLAIN,
     ) -> None:
         self._me = me
         self._contract = contract
         self._plan = plan
         self._reports = reports
+        self._security = security
         self._guard = threading.Lock()
         self._addresses: dict[PeerId, str] = {}
         self._senders: dict[PeerId, Sender] = {}
@@ -121,7 +128,7 @@ class Outbox:
         with self._guard:
             sender = self._senders.get(to)
             if sender is None and not self._closed:
-                sender = self._senders[to] = Sender(to, self._reports)
+                sender = self._senders[to] = Sender(to, self._reports, self._security)
                 if to in self._addresses:
                     sender.move(self._addresses[to])
             return sender

@@ -16,6 +16,7 @@ from torch import Tensor
 from peer.algorithms.core import Epoch, Head, Kind, PeerId, Verdict
 from peer.algorithms.metric_relay import MAX_METRICS, SwarmMean
 from peer.codec import Format, default_format
+from relayswarm.net.gate import Denial
 
 PROTOCOL_VERSION = 1
 
@@ -132,6 +133,9 @@ class Handler(Protocol):
 
     def refused(self, verdict: Verdict, head: Head) -> None:
         """A message got a verdict other than ACCEPTED."""
+
+    def denied(self, denial: Denial, text: str) -> None:
+        """A call was turned away at the door; `text` says what was wrong with it."""
 
     def bytes_in(self, count: int) -> None:
         """So many bytes of messages came in, headers included."""

@@ -20,7 +20,7 @@ import grpc
 
 from peer.algorithms.core import Epoch, PeerId
 from peer.algorithms.metric_relay import SwarmMean
-from peer.transport.channel import open_channel, split_address
+from peer.transport.channel import open_channel
 from peer.transport.topology_watch import (
     FIRST_RETRY_S,
     LAST_RETRY_S,
@@ -34,6 +34,9 @@ from relayswarm import config as run_config
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
 from relayswarm.errors import JoinError
+from relayswarm.net.address import split_address
+from relayswarm.net.security import PLAIN, Security
+from relayswarm.net.tokens import Metadata
 
 log = logging.getLogger("relayswarm.peer")
 
@@ -64,9 +67,17 @@ class JoinInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Donor:
+    """A member that has a model to give."""
+
+    peer_id: PeerId
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Joined:
-    """What the coordinator answers. `donors` are addresses of members that have a model to give,
-    the one to ask first in front; empty at the start of a run."""
+    """What the coordinator answers. Of the `donors` the one to ask first is in front; there are
+    none at the start of a run."""
 
     protocol_version: int
     run_id: str
@@ -74,7 +85,7 @@ class Joined:
     run_config: str  # TOML
     shard: int
     lease_s: float
-    donors: tuple[str, ...]
+    donors: tuple[Donor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +106,13 @@ class Renewal:
 class CoordinatorClient:
     """The line to one coordinator. Thread-safe; `close` ends whatever waits in here."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, security: Security = PLAIN) -> None:
         """Prepare to talk to HOST:PORT; nothing is connected yet. Raises ConfigError if it is no
-        such address."""
+        such address, or `security` names files that do not do."""
         split_address(address, "--coordinator")
         self.address = address
-        self._channel = open_channel(address)
+        self._tokens = security.tokens()
+        self._channel = open_channel(address, security)
         self._stub = pb_grpc.CoordinatorServiceStub(self._channel)
         self._closed = threading.Event()
         self._guard = threading.Lock()
@@ -126,7 +138,7 @@ class CoordinatorClient:
             run_config=response.run_config,
             shard=response.shard,
             lease_s=self._lease_s,
-            donors=tuple(response.donors),
+            donors=tuple(Donor(one.peer_id, one.address) for one in response.donors),
         )
 
     def renew(self, renewal: Renewal) -> float | None:
@@ -134,7 +146,11 @@ class CoordinatorClient:
         join again. A coordinator that is away changes nothing: the length is as it was."""
         try:
             request = self._renew_request(renewal)
-            answer = self._call(lambda: self._stub.RenewLease(request, timeout=CALL_TIMEOUT_S))
+            answer = self._call(
+                lambda: self._stub.RenewLease(
+                    request, timeout=CALL_TIMEOUT_S, metadata=self._metadata()
+                )
+            )
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return None
@@ -159,7 +175,7 @@ class CoordinatorClient:
         )
         seen = self._end_watch()
         watch = TopologyWatch(
-            lambda: self._stub.WatchTopology(request),
+            lambda: self._stub.WatchTopology(request, metadata=self._metadata()),
             peer_id,
             seen=seen,
             correct_lr=self._correct_lr,
@@ -179,7 +195,12 @@ class CoordinatorClient:
         )
         try:
             self._call(
-                lambda: self._stub.Leave(request, timeout=GOODBYE_TIMEOUT_S, wait_for_ready=True)
+                lambda: self._stub.Leave(
+                    request,
+                    timeout=GOODBYE_TIMEOUT_S,
+                    wait_for_ready=True,
+                    metadata=self._metadata(),
+                )
             )
         except grpc.RpcError as error:
             log.warning("the coordinator did not hear our goodbye (%s)", words(error))
@@ -193,6 +214,10 @@ class CoordinatorClient:
         self._channel.close()
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _metadata(self) -> Metadata:
+        """The token of now."""
+        return self._tokens.metadata() if self._tokens else ()
 
     def _call(self, call: Callable[[], T]) -> T:
         try:
@@ -209,7 +234,8 @@ class CoordinatorClient:
             left_s = max(0.0, deadline - time.monotonic())
             timeout_s = max(0.1, min(CALL_TIMEOUT_S, left_s))
             try:
-                return self._call(partial(self._stub.Join, request, timeout=timeout_s))
+                join = partial(self._stub.Join, request, timeout=timeout_s)
+                return self._call(partial(join, metadata=self._metadata()))
             except grpc.RpcError as error:
                 if not self._closed.is_set() and error.code() not in _AWAY:
                     raise self._refusal(error) from error

@@ -7,8 +7,10 @@ from typing import TypeVar
 
 import grpc
 
+from peer.algorithms.core import PeerId
 from peer.transport.channel import open_channel
 from peer.transport.wire import SERVICE
+from relayswarm.net.security import Security
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 _T = TypeVar("_T")
@@ -17,9 +19,9 @@ _T = TypeVar("_T")
 class Link:
     """Requests are serialized already; `close` may come at any time, from any thread."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, security: Security, peer: PeerId) -> None:
         self.address = address
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, security, peer)
         channel = self._channel
         self.unary: grpc.UnaryUnaryMultiCallable[bytes, pb.RelayUnaryResponse] = (
             channel.unary_unary(f"/{SERVICE}/RelayUnary", None, pb.RelayUnaryResponse.FromString)

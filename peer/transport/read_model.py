@@ -12,10 +12,13 @@ from contextlib import contextmanager
 
 import grpc
 
-from peer.transport.channel import open_channel, split_address
+from peer.algorithms.core import PeerId
+from peer.transport.channel import open_channel
 from peer.transport.remote_model import DamagedError, Download, RemoteModel
 from peer.transport.wire import SERVICE, MalformedError
 from relayswarm.errors import ExitCode, RelayswarmError
+from relayswarm.net.address import split_address
+from relayswarm.net.security import PLAIN, Security
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 PATIENCE_S = 30.0
@@ -39,16 +42,25 @@ class ReadModelError(RelayswarmError):
 
 
 def read_model(
-    address: str, *, run_id: str | None = None, patience_s: float = PATIENCE_S
+    address: str,
+    security: Security = PLAIN,
+    *,
+    peer_id: PeerId | None = None,
+    run_id: str | None = None,
+    patience_s: float = PATIENCE_S,
 ) -> RemoteModel:
     """The model of the peer at HOST:PORT, of whatever run it trains unless `run_id` says which.
+    With `peer_id` it must be that peer who serves there; with TLS its certificate has to say so.
 
     Gives up after `patience_s` without a byte. Raises ConfigError if that is no address and
     ReadModelError if there is no answer, a refusal, or nonsense.
     """
     split_address(address, "--peer")
-    with _channel(address) as channel:
-        return _Reader(channel, address, patience_s).read(run_id)
+    with _channel(address, security, peer_id) as channel:
+        model = _Reader(channel, address, patience_s).read(run_id)
+    if peer_id is not None and model.peer_id != peer_id:
+        raise ReadModelError(f"peer {address} is {model.peer_id!r}, not {peer_id!r}; ask another")
+    return model
 
 
 class _Reader:
@@ -132,8 +144,8 @@ class _Reader:
 
 
 @contextmanager
-def _channel(address: str) -> Iterator[grpc.Channel]:
-    channel = open_channel(address)
+def _channel(address: str, security: Security, peer_id: PeerId | None) -> Iterator[grpc.Channel]:
+    channel = open_channel(address, security, peer_id)
     try:
         yield channel
     finally:

@@ -20,6 +20,7 @@ from peer.transport.contract import Reports
 from peer.transport.letter import Letter, Slot
 from peer.transport.link import Link, NoLinkError, call_on
 from peer.transport.wire import verdict_of
+from relayswarm.net.security import Security
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 BACKLOG = 3
@@ -45,8 +46,9 @@ log = logging.getLogger(__name__)
 class Sender:
     """Sends to `peer`, to whatever address it was last said to have."""
 
-    def __init__(self, peer: PeerId, reports: Reports) -> None:
+    def __init__(self, peer: PeerId, reports: Reports, security: Security) -> None:
         self._peer = peer
+        self._security = security
         self._reports = reports
         self._changed = threading.Condition()
         self._slots: defaultdict[Slot, deque[Letter]] = defaultdict(deque)
@@ -83,7 +85,7 @@ class Sender:
         with self._changed:
             if self._closed or (self._link is not None and self._link.address == address):
                 return
-            old, self._link = self._link, Link(address)
+            old, self._link = self._link, Link(address, self._security, self._peer)
             self._not_before, self._backoff_s = 0.0, FIRST_BACKOFF_S
             self._changed.notify_all()
         if old is not None:

@@ -13,10 +13,13 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection as grpc_reflection
 
-from peer.transport.channel import SERVER_OPTIONS, open_port
+from peer.transport.channel import SERVER_OPTIONS
 from peer.transport.contract import Contract, Handler
 from peer.transport.service import PeerService
 from peer.transport.wire import SERVICE
+from relayswarm.net.gate import Gate
+from relayswarm.net.security import PLAIN, Security
+from relayswarm.net.sockets import open_port
 
 MAX_WORKERS = 32
 MAX_WAITING = 256  # calls; beyond it callers are told RESOURCE_EXHAUSTED at once
@@ -26,7 +29,7 @@ class PeerServer:
     """Serves PeerService, gRPC health and, if asked, reflection, until stopped.
 
     `address` is HOST:PORT with the port that was really taken. Raises ConfigError if `listen` is
-    unusable.
+    unusable, or `security` does not do for it.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class PeerServer:
         handler: Handler,
         contract: Contract,
         listen: str,
+        security: Security = PLAIN,
         *,
         reflection: bool = False,
         max_workers: int = MAX_WORKERS,
@@ -46,11 +50,12 @@ class PeerServer:
             experimental_non_blocking=True, experimental_thread_pool=self._threads
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._server.add_generic_rpc_handlers((PeerService(handler, contract).rpc_handler(),))
+        service = PeerService(handler, contract, Gate(None, handler.denied))
+        self._server.add_generic_rpc_handlers((service.rpc_handler(),))
         if reflection:
             names = (SERVICE, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME)
             grpc_reflection.enable_server_reflection(names, self._server)
-        self.address = open_port(self._server, listen)
+        self.address = open_port(self._server, listen, security)
 
     def start(self) -> None:
         """Begin to serve."""

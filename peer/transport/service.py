@@ -29,6 +29,7 @@ from peer.transport.wire import (
     parse_unary,
     swarm_message,
 )
+from relayswarm.net.gate import Gate
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 RETRY_AFTER_MS = {Verdict.EPOCH_AHEAD: 10, Verdict.BUSY: 10}
@@ -37,8 +38,9 @@ RETRY_AFTER_MS = {Verdict.EPOCH_AHEAD: 10, Verdict.BUSY: 10}
 class PeerService:
     """The calls of PeerService, on bytes: payloads are read in place."""
 
-    def __init__(self, handler: Handler, contract: Contract) -> None:
+    def __init__(self, handler: Handler, contract: Contract, gate: Gate) -> None:
         self._handler = handler
+        self._gate = gate
         self._contract = contract
         self._pool = BufferPool()
         self._shelf = SnapshotShelf(handler.snapshot)
@@ -68,23 +70,23 @@ class PeerService:
     def relay(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> pb.RelayResponse:
         """One message as a stream; answered as soon as the verdict is known."""
         try:
-            return self._respond(self._take_stream(requests))
+            return self._respond(self._take_stream(requests, context))
         except MalformedError as error:
             _refuse_malformed(context, error)
 
     def relay_unary(self, request: bytes, context: grpc.ServicerContext) -> pb.RelayUnaryResponse:
         """One message in a single request."""
         try:
-            return pb.RelayUnaryResponse(response=self._respond(self._take_unary(request)))
+            return pb.RelayUnaryResponse(response=self._respond(self._take_unary(request, context)))
         except MalformedError as error:
             _refuse_malformed(context, error)
 
-    def _take_unary(self, request: bytes) -> Verdict:
+    def _take_unary(self, request: bytes, context: grpc.ServicerContext) -> Verdict:
         self._handler.bytes_in(len(request))
         message, payload = parse_unary(request)
         if not message.HasField("header"):
             raise MalformedError("header: missing; send one with every message")
-        reception = self._begin(message.header)
+        reception = self._begin(message.header, context)
         if isinstance(reception, Verdict):
             return reception
         with reception:
@@ -95,11 +97,11 @@ class PeerService:
                 verdict = reception.assembly.finish(message.trailer.crc32)
             return reception.end(verdict)
 
-    def _take_stream(self, requests: Iterator[bytes]) -> Verdict:
+    def _take_stream(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Verdict:
         first = self._next(requests)
         if not isinstance(first, pb.RelayRequest) or not first.HasField("header"):
             raise MalformedError("header: missing; send it in the first request")
-        reception = self._begin(first.header)
+        reception = self._begin(first.header, context)
         if isinstance(reception, Verdict):
             return reception
         with reception:
@@ -121,9 +123,12 @@ class PeerService:
         self._handler.bytes_in(len(request))
         return parse_request(request)
 
-    def _begin(self, header: pb.MessageHeader) -> _Reception | Verdict:
+    def _begin(
+        self, header: pb.MessageHeader, context: grpc.ServicerContext
+    ) -> _Reception | Verdict:
         """Decide on a header; memory is taken only for a message that is wanted and fits."""
         message = envelope(header)
+        self._gate.speaks_for(context, message.head.sender)
         verdict = check(message, self._contract)
         if verdict is Verdict.ACCEPTED:
             verdict = self._handler.admit(message.head)

@@ -18,6 +18,7 @@ from coordinator.store import Store
 from relayswarm.config import parse
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
+from relayswarm.net.security import PLAIN, Security
 
 PATIENCE_S = 20.0
 FINGERPRINT = 0xABC
@@ -77,11 +78,15 @@ def serve() -> Iterator[Callable[..., Running]]:
     with ExitStack() as stack:
 
         def start(
-            text: str = "", *, store: Path | None = None, reflection: bool = False
+            text: str = "",
+            *,
+            store: Path | None = None,
+            reflection: bool = False,
+            security: Security = PLAIN,
         ) -> Running:
             memory = stack.enter_context(closing(Store(store)))
             conductor = Conductor(parse(text), memory)
-            server = CoordinatorServer(conductor, "127.0.0.1:0", reflection=reflection)
+            server = CoordinatorServer(conductor, "127.0.0.1:0", security, reflection=reflection)
             channel = stack.enter_context(grpc.insecure_channel(server.address))
             running = Running(conductor, server, pb_grpc.CoordinatorServiceStub(channel), channel)
             conductor.listeners.append(running.notices.put)

@@ -210,8 +210,11 @@ def test_a_store_brings_the_run_back_without_its_config(launch: Any, tmp_path: P
             "topology.file = '/nowhere.txt'",
         ),
         (("--store", "/nowhere/store"), "store = '/nowhere/store'"),
-        (("--listen", "nonsense"), "--listen = 'nonsense': not an address"),
-        (("--metrics-listen", "nonsense"), "--metrics-listen = 'nonsense': not an address"),
+        (("--listen", "nonsense"), "--listen = 'nonsense': not of the form HOST:PORT"),
+        (
+            ("--metrics-listen", "nonsense"),
+            "--metrics-listen = 'nonsense': not of the form HOST:PORT",
+        ),
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(options: tuple[str, ...], words: str) -> None:
@@ -226,7 +229,7 @@ def test_a_port_that_is_taken_is_said_in_one_line(serve: Callable[..., Any]) -> 
     address = serve().server.address
     result = CliRunner().invoke(app(coordinator), ["--listen", address])
     assert result.exit_code == 2
-    assert result.output.startswith(f"error: --listen = '{address}': the address is taken")
+    assert result.output.startswith(f"error: --listen = '{address}': cannot be listened on: taken")
 
 
 def test_grpc_adds_nothing_to_what_is_said_of_a_port(serve: Callable[..., Any]) -> None:

@@ -175,7 +175,9 @@ class Process:
 class Swarm:
     """A coordinator and peers, with the folders that they keep their state in."""
 
-    def __init__(self, zygote: Zygote, directory: Path, config: RunConfig) -> None:
+    def __init__(
+        self, zygote: Zygote, directory: Path, config: RunConfig, flags: Sequence[str] = ()
+    ) -> None:
         self.config = config
         self.directory = directory
         self.peers: dict[str, Process] = {}
@@ -184,7 +186,7 @@ class Swarm:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "run.toml"
         path.write_text(config.to_toml(), encoding="utf-8")
-        self.coordinator = self._start("coordinator", ["--config", str(path), *LISTEN])
+        self.coordinator = self._start("coordinator", ["--config", str(path), *LISTEN, *flags])
         self.address: str = self.coordinator.until("coordinator_started")["address"]
 
     def add(
@@ -305,14 +307,21 @@ def zygote() -> Iterator[Zygote]:
 def daemons(zygote: Zygote, tmp_path: Path) -> Iterator[Daemons]:
     """Starts swarms: `daemons("steps=20", "topology.graph=chain", peers=4)`.
 
-    With `start=False` the coordinator alone; peers are then added one by one.
+    With `start=False` the coordinator alone, with these `flags`; peers are then added one by one.
     """
     swarms: list[Swarm] = []
     numbers = itertools.count()
 
-    def start(*settings: str, start: bool = True, path: Sequence[Path] = (), **top: Any) -> Swarm:
+    def start(
+        *settings: str,
+        start: bool = True,
+        path: Sequence[Path] = (),
+        flags: Sequence[str] = (),
+        **top: Any,
+    ) -> Swarm:
         given = [*settings, *(f"{key}={json.dumps(value)}" for key, value in top.items())]
-        swarm = Swarm(zygote, tmp_path / f"swarm-{next(numbers)}", run_config.parse("", given))
+        config = run_config.parse("", given)
+        swarm = Swarm(zygote, tmp_path / f"swarm-{next(numbers)}", config, flags)
         swarms.append(swarm)
         if start:
             swarm.add_all(path=path)

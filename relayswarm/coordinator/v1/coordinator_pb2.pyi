@@ -99,8 +99,8 @@ class JoinResponse(google.protobuf.message.Message):
     lease_ms: builtins.int
     """Renew well within this time."""
     @property
-    def donors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Addresses of members with a model to start from; empty at the start of a run."""
+    def donors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Member]:
+        """Members with a model to start from; empty at the start of a run."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class JoinResponse(google.protobuf.message.Message):
         run_config: builtins.str = ...,
         shard: builtins.int = ...,
         lease_ms: builtins.int = ...,
-        donors: collections.abc.Iterable[builtins.str] | None = ...,
+        donors: collections.abc.Iterable[global___Member] | None = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["donors", b"donors", "lease_ms", b"lease_ms", "peer_id", b"peer_id", "protocol_version", b"protocol_version", "run_config", b"run_config", "run_id", b"run_id", "shard", b"shard"]) -> None: ...
 

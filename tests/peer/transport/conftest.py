@@ -22,6 +22,8 @@ from peer.transport.client import Outbox
 from peer.transport.contract import Contract, PeerState, Snapshot, Span
 from peer.transport.server import PeerServer
 from peer.transport.wire import header
+from relayswarm.net.gate import Denial
+from relayswarm.net.security import PLAIN, Security
 from relayswarm.peer.v1 import peer_pb2 as pb
 from relayswarm.peer.v1.peer_pb2_grpc import PeerServiceStub
 
@@ -83,6 +85,9 @@ class RecordingHandler(Events):
 
     def refused(self, verdict: Verdict, head: Head) -> None:
         self.add("refused", verdict, head)
+
+    def denied(self, denial: Denial, text: str) -> None:
+        self.add("denied", denial, text)
 
     def bytes_in(self, count: int) -> None:
         self.add("bytes_in", count)
@@ -196,12 +201,14 @@ class Tools:
         self._stack.callback(server.stop, 0.0)
         return server
 
-    def stub(self, address: str) -> PeerServiceStub:
+    def stub(self, address: str, *security: Any) -> PeerServiceStub:
         """A foreign peer: plain generated code."""
-        return PeerServiceStub(self.channel(address))
+        return PeerServiceStub(self.channel(address, *security))
 
-    def channel(self, address: str) -> grpc.Channel:
-        channel = open_channel(address)
+    def channel(
+        self, address: str, security: Security = PLAIN, peer: str | None = None
+    ) -> grpc.Channel:
+        channel = open_channel(address, security, peer)
         self._stack.callback(channel.close)
         return channel
 

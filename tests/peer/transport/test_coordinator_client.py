@@ -19,7 +19,7 @@ from coordinator.service import CoordinatorServer
 from coordinator.store import Store
 from peer.algorithms.core import Epoch, View
 from peer.algorithms.metric_relay import Sum, SwarmMean
-from peer.transport.coordinator_client import CoordinatorClient, JoinInfo, Renewal
+from peer.transport.coordinator_client import CoordinatorClient, Donor, JoinInfo, Renewal
 from peer.transport.topology_watch import TopologyWatch, to_view
 from relayswarm.config import parse
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
@@ -128,7 +128,7 @@ def test_a_newcomer_is_told_its_donors(start: Any, line: Any) -> None:
     client = line(coordinator.address)
     client.join(info(0))
     coordinator.await_notice(Publication)
-    assert client.join(info(1)).donors == ("127.0.0.1:7000",)
+    assert client.join(info(1)).donors == (Donor("peer-0", "127.0.0.1:7000"),)
 
 
 def test_a_refusal_has_the_coordinators_words(start: Any, line: Any) -> None:

@@ -1,0 +1,44 @@
+"""Log lines that callers from outside can provoke: a few of each kind, however many call."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+EVERY_S = 10.0
+
+
+@dataclass(slots=True)
+class _Kind:
+    next_at: float = 0.0
+    held_back: int = 0
+
+
+class SparingLog:
+    """At most one warning of each kind in `every_s` seconds; the next one counts those held back.
+
+    Kinds come from a short list of our own, never from outside.
+    """
+
+    def __init__(
+        self,
+        log: logging.Logger,
+        every_s: float = EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log, self._every_s, self._clock = log, every_s, clock
+        self._kinds: dict[str, _Kind] = {}
+        self._guard = threading.Lock()
+
+    def warning(self, kind: str, text: str) -> None:
+        """Log it, or count it."""
+        with self._guard:
+            state, now = self._kinds.setdefault(kind, _Kind()), self._clock()
+            if now < state.next_at:
+                state.held_back += 1
+                return
+            more, state.held_back, state.next_at = state.held_back, 0, now + self._every_s
+        self._log.warning("%s%s", text, f" (and {more} more like it)" if more else "")

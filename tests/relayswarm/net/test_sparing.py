@@ -1,0 +1,23 @@
+"""Log lines that anyone can provoke are few."""
+
+import logging
+
+import pytest
+
+from relayswarm.net.sparing import SparingLog
+
+
+def test_one_line_of_each_kind_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    sparing = SparingLog(logging.getLogger("test"), every_s=10.0, clock=lambda: now[0])
+    for second in range(25):
+        now[0] = float(second)
+        for _ in range(4):
+            sparing.warning("token", f"no token at {second}")
+    sparing.warning("identity", "not you")
+    assert caplog.messages == [
+        "no token at 0",
+        "no token at 10 (and 39 more like it)",
+        "no token at 20 (and 39 more like it)",
+        "not you",
+    ]
