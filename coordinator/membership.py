@@ -217,7 +217,7 @@ class Membership:
             progress=member.progress.report(renew.step, now, self.rules.renew_every_s / 2),
             expires=now + self.rules.lease_s,
             last_seen=now,
-            state=renew.state,
+            state=member.state if member.done else renew.state,  # nobody takes that back
             loss=renew.loss,
             models_counted=renew.models_counted,
             unreachable=renew.unreachable,

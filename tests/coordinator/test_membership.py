@@ -569,6 +569,15 @@ EVENTS = st.one_of(
 )
 
 
+def test_a_member_that_has_done_all_steps_stays_done() -> None:
+    """Else it would be left out of epochs, as done, and yet be waited for."""
+    swarm = Swarm(needed=2)
+    swarm.start()
+    swarm.renew("peer-0", state="finished")
+    swarm.renew("peer-0", state="training")
+    assert swarm.core.members["peer-0"].done
+
+
 @given(st.lists(EVENTS, max_size=60), st.integers(1, 3))
 def test_invariants_under_any_events(events: list[object], needed: int) -> None:
     swarm = Swarm(needed=needed, shards=3)

@@ -96,5 +96,5 @@ def test_a_port_that_is_taken_is_an_error(scraped: Any) -> None:
     running, _ = scraped
     with pytest.raises(ConfigError, match=r"--metrics-listen.*cannot listen there.*port 0"):
         WebServer(make_wsgi_app(Metrics(running.conductor).registry), running.server.address)
-    with pytest.raises(ConfigError, match=r"--metrics-listen.*not an address"):
+    with pytest.raises(ConfigError, match=r"--metrics-listen.*HOST:PORT"):
         WebServer(make_wsgi_app(Metrics(running.conductor).registry), "9464")
