@@ -11,7 +11,7 @@ from relayswarm import config
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-HEAVY = {"torch", "numpy", "scipy", "scikit-learn", "matplotlib", "safetensors"}
+OF_PEERS_ALONE = {"torch", "numpy", "scipy", "scikit-learn", "matplotlib", "safetensors", "xxhash"}
 
 
 def requirements() -> set[str]:
@@ -19,14 +19,14 @@ def requirements() -> set[str]:
     return {line for line in text.splitlines() if line and not line.startswith("#")}
 
 
-def test_the_coordinator_needs_every_dependency_but_the_heavy_ones() -> None:
+def test_the_coordinator_needs_every_dependency_but_those_of_peers_alone() -> None:
     declared = {re.split(r"[<>=]", one)[0] for one in PROJECT["dependencies"]}
-    assert requirements() == {name for name in declared if name not in HEAVY}
+    assert requirements() == {name for name in declared if name not in OF_PEERS_ALONE}
 
 
-def test_the_coordinator_starts_without_the_heavy_ones() -> None:
-    """Every module of its process is imported while the heavy ones cannot be."""
-    blocked = ["torch", "numpy", "scipy", "sklearn", "matplotlib", "safetensors"]
+def test_the_coordinator_starts_without_those_of_peers_alone() -> None:
+    """Every module of its process is imported while those of peers alone cannot be."""
+    blocked = ["torch", "numpy", "scipy", "sklearn", "matplotlib", "safetensors", "xxhash"]
     assert all(importlib.util.find_spec(name) for name in blocked)  # else it would prove nothing
     script = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
