@@ -92,6 +92,7 @@ class Conductor:
             lease_s=config.coordinator.lease_s,
             start_timeout_s=config.coordinator.start_timeout_s,
             max_members=max(512, 2 * config.peers),
+            steps=max(config.steps, len(config.algorithm.options.get("script", ()))),
         )
         self.membership = Membership(
             rules,
@@ -158,8 +159,10 @@ class Conductor:
         """
         token = object()
         with self.lock:
-            self._watches[peer_id] = token
-            self._news.notify_all()
+            member = self.membership.members.get(peer_id)
+            if member and member.incarnation == incarnation:  # nobody else ends a member's watch
+                self._watches[peer_id] = token
+                self._news.notify_all()
         news: News | None = None
         try:
             while not isinstance(news, WatchEnd):

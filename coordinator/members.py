@@ -64,6 +64,7 @@ class Rules:
     lease_s: float
     start_timeout_s: float
     max_members: int = 512
+    steps: int = 2**40  # of each peer: no member is further, whatever it says
 
     @property
     def renew_every_s(self) -> float:

@@ -160,7 +160,7 @@ class Membership:
             metrics_address=join.metrics_address,
             fingerprint=join.fingerprint,
             shard=shard,
-            progress=Progress.begin(join.step, now),
+            progress=Progress.begin(min(join.step, self.rules.steps), now),
             expires=now + kept_s,
             last_seen=now,
         )
@@ -212,9 +212,10 @@ class Membership:
         if member is None or member.incarnation != renew.incarnation:
             return [self._unknown(renew.peer_id, renew.incarnation)]
         finishes = renew.state == RunState.FINISHED.value and not member.done
+        step = min(renew.step, self.rules.steps)
         self.members[renew.peer_id] = replace(
             member,
-            progress=member.progress.report(renew.step, now, self.rules.renew_every_s / 2),
+            progress=member.progress.report(step, now, self.rules.renew_every_s / 2),
             expires=now + self.rules.lease_s,
             last_seen=now,
             state=member.state if member.done else renew.state,  # nobody takes that back

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from coordinator.members import (
     Elected,
     Join,
@@ -17,20 +19,22 @@ from coordinator.views import Layout
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.peer.v1 import peer_pb2
 
-MAX_TEXT = 64  # characters of a state or a metric's name that a peer reports
+MAX_TEXT = 64  # characters of an id, a state or a metric's name: longer ones are not honest
+MAX_ADDRESS = 300
+STATES = frozenset({"waiting", "training", "averaging", "finished"})
 MAX_METRICS = 32  # of the swarm, that a peer may report
 MAX_UNREACHABLE = 64  # neighbours that a peer may report unreachable
 
 
 def join_event(request: pb.JoinRequest) -> Join:
-    """A request to join."""
+    """A request to join; what is too long to be honest is cut, and refused for what is left."""
     return Join(
         incarnation=request.incarnation,
-        address=request.advertised_address,
-        peer_id=request.peer_id,
-        run_id=request.run_id,
+        address=request.advertised_address[:MAX_ADDRESS],
+        peer_id=request.peer_id[:MAX_TEXT],
+        run_id=request.run_id[:MAX_TEXT],
         fingerprint=request.model_fingerprint,
-        metrics_address=request.metrics_address,
+        metrics_address=request.metrics_address[:MAX_ADDRESS],
         step=request.step,
         min_version=request.min_protocol_version,
         max_version=request.max_protocol_version,
@@ -41,13 +45,13 @@ def join_event(request: pb.JoinRequest) -> Join:
 def renew_event(request: pb.RenewLeaseRequest) -> Renew:
     """A renewal; what is too long to be honest is cut."""
     return Renew(
-        peer_id=request.peer_id,
+        peer_id=request.peer_id[:MAX_TEXT],
         incarnation=request.incarnation,
         step=request.step,
         loss=request.loss,
-        state=request.state[:MAX_TEXT],
+        state=request.state if request.state in STATES else "unknown",
         models_counted=request.models_counted,
-        unreachable=frozenset(request.unreachable[:MAX_UNREACHABLE]),
+        unreachable=frozenset(peer[:MAX_TEXT] for peer in request.unreachable[:MAX_UNREACHABLE]),
         swarm=_swarm(request.swarm_metrics) if request.HasField("swarm_metrics") else None,
     )
 
@@ -56,6 +60,7 @@ def _swarm(message: peer_pb2.SwarmMetrics) -> SwarmMetrics:
     metrics = tuple(
         SwarmMetric(one.name[:MAX_TEXT], one.mean, one.weight, one.peers)
         for one in message.metrics[:MAX_METRICS]
+        if one.name.isprintable() and math.isfinite(one.weight)
     )
     return SwarmMetrics(message.step, message.peers, metrics)
 
@@ -70,7 +75,7 @@ def _swarm_message(swarm: SwarmMetrics) -> peer_pb2.SwarmMetrics:
 
 def leave_event(request: pb.LeaveRequest) -> Leave:
     """A goodbye."""
-    return Leave(request.peer_id, request.incarnation, request.finished)
+    return Leave(request.peer_id[:MAX_TEXT], request.incarnation, request.finished)
 
 
 def epoch_message(elected: Elected, digest: int) -> peer_pb2.Epoch:

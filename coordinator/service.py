@@ -9,12 +9,11 @@ never use the pool up. Threads are made on demand: the size costs nothing until 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn, TypeAlias
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from coordinator import messages
 from coordinator.conductor import Conductor, Denied, WatchEnd
@@ -23,19 +22,12 @@ from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
 from relayswarm.net.gate import Denial, Gate
 from relayswarm.net.security import PLAIN, Security
-from relayswarm.net.sockets import open_port
+from relayswarm.net.server import Server
 
 SPARE_THREADS = 32
 SERVICE = pb.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
 
-_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # a port that is taken must be an error, not shared with a stranger
-    # A peer's line is quiet between views: its keepalive pings are welcome.
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-)
+LARGEST_REQUEST = 1 << 16  # bytes
 
 _CODES = {
     Refusal.BAD_ID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -180,18 +172,18 @@ class CoordinatorServer:
         """Bind `listen` (HOST:PORT, port 0: any free one). Raises ConfigError if it is taken, or
         `security` does not do for it."""
         self._conductor = conductor
-        threads = conductor.rules.max_members + SPARE_THREADS
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="coordinator")
-        self._server = grpc.server(self._pool, options=_OPTIONS)
-        self._health = health.HealthServicer()
-        gate = Gate(security.tokens(), self._denied)
-        pb_grpc.add_CoordinatorServiceServicer_to_server(
-            CoordinatorService(conductor, gate), self._server
+        service = CoordinatorService(conductor, Gate(security.tokens(), self._denied))
+        self._server = Server(
+            SERVICE,
+            partial(pb_grpc.add_CoordinatorServiceServicer_to_server, service),
+            listen,
+            security,
+            self._denied,
+            threads=conductor.rules.max_members + SPARE_THREADS,
+            largest_message=LARGEST_REQUEST,
+            reflection=reflection,
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if reflection:
-            _reflect(self._server)
-        self.address = open_port(self._server, listen, security)
+        self.address = self._server.address
 
     def _denied(self, denial: Denial, text: str) -> None:
         self._conductor.tell(Denied(denial, text))
@@ -199,21 +191,8 @@ class CoordinatorServer:
     def start(self) -> None:
         """Serve. The conductor is started on its own."""
         self._server.start()
-        for name in ("", SERVICE):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self, grace_s: float = 1.0) -> None:
         """Say so to whoever asks for health, stop the conductor, which ends the watches, and let
         short calls finish."""
-        self._health.enter_graceful_shutdown()
-        stopped = self._server.stop(grace_s)
-        self._conductor.stop()
-        stopped.wait()
-        self._pool.shutdown()
-
-
-def _reflect(server: grpc.Server) -> None:
-    from grpc_reflection.v1alpha import reflection
-
-    names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+        self._server.stop(grace_s, self._conductor.stop)

@@ -60,6 +60,17 @@ log = logging.getLogger("relayswarm.peer")
 NAP_S = 1.0  # a signal that comes just before the core thread falls asleep is seen after this long
 OBSERVE_EVERY = 10  # steps between evaluations of a vector metric: each is a pass over the model
 
+ORDINARY = frozenset(
+    {
+        Verdict.DUPLICATE,
+        Verdict.STALE_STEP,
+        Verdict.EPOCH_BEHIND,
+        Verdict.EPOCH_AHEAD,
+        Verdict.BUSY,
+    }
+)
+"""Refusals that happen among peers who mean well; the others are worth a line in the log."""
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -333,7 +344,13 @@ class Daemon:
 
     def refused(self, verdict: Verdict, head: Head) -> None:
         self.metrics.refuse(verdict)
-        log.debug("refused %s of %s, step %d: %s", head.kind, head.sender, head.step, verdict)
+        text = (
+            f"{head.kind.value} of {head.sender[:64]!r}, step {head.step}, refused: {verdict.value}"
+        )
+        if verdict in ORDINARY:
+            log.debug("%s", text)
+        else:
+            self._sparing.warning(verdict.value, text)
 
     def denied(self, denial: Denial, text: str) -> None:
         self.metrics.denied.labels(denial.value).inc()

@@ -102,7 +102,7 @@ class SGP(Synchronous):
 
     def judge(self, view: View, head: Head) -> Verdict:
         label = (head.step, head.round)
-        if head.round >= self.rounds or (head.tree, head.sender) not in self.expects(view, label):
+        if (head.tree, head.sender) not in self.expects(view, label):
             return Verdict.NOT_A_NEIGHBOUR
         return Verdict.ACCEPTED if 0 < head.weight <= view.n else Verdict.BAD_COUNT
 

@@ -178,7 +178,9 @@ class Synchronous(Algorithm):
             return Verdict.EPOCH_AHEAD
         if head.epoch != view.epoch:
             return Verdict.EPOCH_BEHIND
-        if head.sender not in view.members or head.kind is not self.kind:
+        if head.kind is not self.kind or head.round >= self.rounds:
+            return Verdict.NOT_A_NEIGHBOUR
+        if head.sender not in view.members:
             return Verdict.NOT_A_NEIGHBOUR
         if head.incarnation != view.members[head.sender]:
             return Verdict.OLD_INCARNATION

@@ -14,31 +14,16 @@ from relayswarm.net.security import PLAIN, Security
 
 Options = tuple[tuple[str, int | str], ...]
 
-_KEEPALIVE_MS = 10_000
-_KEEPALIVE_TIMEOUT_MS = 5_000
-
-_COMMON: Options = (
-    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
-    ("grpc.max_send_message_length", MESSAGE_LIMIT),
-    # A peer that hangs or a cable that is cut is noticed within 15 s, whoever waits for whom.
-    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
-    ("grpc.http2.max_pings_without_data", 0),
-)
-
 CHANNEL_OPTIONS: Options = (
-    *_COMMON,
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    # A peer that hangs or a cable that is cut is noticed within 15 s, whoever waits for whom.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.use_local_subchannel_pool", 1),  # one connection a neighbour and sender, not shared
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5_000),  # patience with one attempt, not a wait
     ("grpc.max_reconnect_backoff_ms", 1_000),
-)
-
-SERVER_OPTIONS: Options = (
-    *_COMMON,
-    ("grpc.so_reuseport", 0),  # a port that is taken must be an error, not shared with a stranger
-    ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
-    ("grpc.http2.max_ping_strikes", 0),
 )
 
 

@@ -29,7 +29,7 @@ from peer.transport.wire import (
     parse_unary,
     swarm_message,
 )
-from relayswarm.net.gate import Gate
+from relayswarm.net.gate import Denial, Gate
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 RETRY_AFTER_MS = {Verdict.EPOCH_AHEAD: 10, Verdict.BUSY: 10}
@@ -72,14 +72,14 @@ class PeerService:
         try:
             return self._respond(self._take_stream(requests, context))
         except MalformedError as error:
-            _refuse_malformed(context, error)
+            self._refuse_malformed(context, error)
 
     def relay_unary(self, request: bytes, context: grpc.ServicerContext) -> pb.RelayUnaryResponse:
         """One message in a single request."""
         try:
             return pb.RelayUnaryResponse(response=self._respond(self._take_unary(request, context)))
         except MalformedError as error:
-            _refuse_malformed(context, error)
+            self._refuse_malformed(context, error)
 
     def _take_unary(self, request: bytes, context: grpc.ServicerContext) -> Verdict:
         self._handler.bytes_in(len(request))
@@ -151,6 +151,11 @@ class PeerService:
         assembly = Assembly(buffer, len(message.sections), message.format)
         return _Reception(self._handler, message.head, assembly)
 
+    def _refuse_malformed(self, context: grpc.ServicerContext, error: MalformedError) -> NoReturn:
+        self._handler.denied(Denial.MALFORMED, str(error))
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        raise AssertionError("abort raises")
+
     def _respond(self, verdict: Verdict) -> pb.RelayResponse:
         state = self._handler.state()
         return pb.RelayResponse(
@@ -188,7 +193,7 @@ class PeerService:
         if request.run_id != self._contract.run_id:
             context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"run_id = {request.run_id!r}: this peer trains run {self._contract.run_id!r}",
+                f"run_id = {request.run_id[:64]!r}: this peer trains run {self._contract.run_id!r}",
             )
         try:
             with self._shelf.reading(request.snapshot_id) as kept:
@@ -238,7 +243,3 @@ class _Reception:
 
 def _edge(head: Head) -> tuple[PeerId, Kind, int]:
     return (head.sender, head.kind, head.tree)
-
-
-def _refuse_malformed(context: grpc.ServicerContext, error: MalformedError) -> NoReturn:
-    context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

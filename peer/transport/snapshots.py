@@ -78,6 +78,8 @@ class SnapshotShelf:
     def __init__(self, take: Callable[[], Snapshot]) -> None:
         self._take = take
         self._guard = threading.Lock()
+        self._taking = threading.Lock()  # one at a time; it may wait for the end of a step
+        self._reading = 0  # those who wait for a snapshot included
         self._kept: dict[int, KeptSnapshot] = {}
 
     @contextmanager
@@ -87,22 +89,35 @@ class SnapshotShelf:
         Raises ForgottenError for an id that is not kept, BusyError if too many are reading.
         """
         with self._guard:
-            if sum(kept.readers for kept in self._kept.values()) >= READERS:
+            if self._reading >= READERS:
                 raise BusyError
-            kept = self._kept.get(snapshot_id) if snapshot_id else self._new()
+            self._reading += 1
+        try:
+            kept = self._old(snapshot_id) if snapshot_id else self._new()
+            try:
+                yield kept
+            finally:
+                with self._guard:
+                    kept.readers -= 1
+        finally:
+            with self._guard:
+                self._reading -= 1
+
+    def _old(self, snapshot_id: int) -> KeptSnapshot:
+        with self._guard:
+            kept = self._kept.get(snapshot_id)
             if kept is None:
                 raise ForgottenError
             kept.readers += 1
-        try:
-            yield kept
-        finally:
-            with self._guard:
-                kept.readers -= 1
+            return kept
 
     def _new(self) -> KeptSnapshot:
-        self._make_room()
-        kept = KeptSnapshot(_new_id(), self._take())
-        self._kept[kept.id] = kept
+        with self._taking:
+            with self._guard:
+                self._make_room()
+            kept = KeptSnapshot(_new_id(), self._take(), readers=1)
+            with self._guard:
+                self._kept[kept.id] = kept
         return kept
 
     def _make_room(self) -> None:

@@ -30,6 +30,9 @@ CHUNK_BYTES = 1 << 20
 MESSAGE_LIMIT = 2 * CHUNK_BYTES + (1 << 16)
 """Largest request or response taken: two chunks of a generous foreign encoder, and a header."""
 
+HEADER_LIMIT = 1 << 16
+"""Bytes of a message besides its payload: many small fields would take far more memory parsed."""
+
 KINDS: dict[Kind, pb.Kind.ValueType] = {kind: pb.Kind.Value(f"KIND_{kind.name}") for kind in Kind}
 VERDICTS: dict[Verdict, pb.Verdict.ValueType] = {
     verdict: pb.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in Verdict
@@ -46,6 +49,8 @@ FORMAT_OF: dict[int, Format] = {number: fmt for fmt, number in FORMATS.items()}
 
 _OFFSET_TAG = b"\x09"  # field 1, fixed64
 _DATA_TAG = b"\x82\x01"  # field 16, length-delimited
+_DATA_FIELD, _LENGTH_DELIMITED = 16, 2
+_WIDTHS = {1: 8, 5: 4}  # bytes of fixed64 and fixed32
 _LENGTH_BYTES = 5  # a varint padded to this; holds lengths below 2^35
 _CHUNK_PREFIX = struct.Struct(f"<cQ2s{_LENGTH_BYTES}s")  # 16 bytes
 _UNARY_PREFIX = struct.Struct(f"<2s{_LENGTH_BYTES}s")
@@ -238,6 +243,7 @@ def parse_request(request: bytes) -> Chunk | pb.RelayRequest:
     if chunk is not None:
         return chunk
     message = pb.RelayRequest()
+    _check_small(request)
     _parse(message, request)
     parts = message.HasField("header") + message.HasField("trailer") + bool(message.data)
     if parts > 1:
@@ -280,11 +286,11 @@ def unary_bytes(message: pb.MessageHeader, crc32: int, payload: Bytes) -> bytes:
 def parse_unary(request: bytes) -> tuple[pb.RelayUnaryRequest, memoryview]:
     """Read a whole message: header and trailer, and the payload, in place where possible."""
     message = pb.RelayUnaryRequest()
-    end = _payload_end(request)
-    if end is None:
-        _parse(message, request)
-        return message, memoryview(message.data)
+    end = _payload_end(request) or 0
+    _check_small(request[end:])
     _parse(message, request[end:])
+    if not end:
+        return message, memoryview(message.data)
     if message.data:  # a repeated field: by protobuf's rule the last one counts
         return message, memoryview(message.data)
     return message, memoryview(request)[_UNARY_PREFIX.size : end]
@@ -306,6 +312,36 @@ def _padded_varint(value: int) -> bytes:
     last = _LENGTH_BYTES - 1
     low = (((value >> (7 * place)) & 0x7F) | 0x80 for place in range(last))
     return bytes((*low, value >> (7 * last)))
+
+
+def _check_small(request: bytes) -> None:
+    """Walk over the fields: all but the payload must be small. What is no protobuf at all is left
+    to the parser."""
+    place = small = 0
+    while place < len(request) and small <= HEADER_LIMIT:
+        tag, begin = _varint(request, place)
+        if tag & 7 == _LENGTH_DELIMITED:
+            length, content = _varint(request, begin)
+            place = content + length
+        else:
+            place = begin + _WIDTHS.get(tag & 7, 0) if tag & 7 else _varint(request, begin)[1]
+        is_data = tag >> 3 == _DATA_FIELD and tag & 7 == _LENGTH_DELIMITED
+        small += 0 if is_data else place - begin + 1
+    if small > HEADER_LIMIT:
+        raise MalformedError(f"more than {HEADER_LIMIT} bytes besides the payload; send less")
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """The number that begins at `place`, and where it ends; beyond the end there are zeros."""
+    value = shift = 0
+    while place < len(data):
+        byte = data[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80 or shift > 63:
+            break
+    return value, place
 
 
 def _parse(message: Message, data: bytes) -> None:

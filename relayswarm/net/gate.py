@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 
+from relayswarm.net.sparing import shortened
 from relayswarm.net.tokens import TokenFile
 
 
@@ -16,6 +17,9 @@ class Denial(Enum):
 
     TOKEN = "token"  # none, or none that is valid
     IDENTITY = "identity"  # in the name of somebody else than its certificate's
+    MALFORMED = "malformed"  # no message of this protocol
+    BUSY = "busy"  # too many calls of this caller
+    STALLED = "stalled"  # nothing came for too long, or too slowly
 
 
 OnDenied: TypeAlias = Callable[[Denial, str], None]
@@ -61,5 +65,5 @@ class Gate:
         self, context: grpc.ServicerContext, code: grpc.StatusCode, denial: Denial, text: str
     ) -> NoReturn:
         self._on_denied(denial, text)
-        context.abort(code, text)
+        context.abort(code, shortened(text))
         raise AssertionError("abort raises")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 EVERY_S = 10.0
+LONGEST = 500  # characters of a line
 
 
 @dataclass(slots=True)
@@ -41,4 +42,9 @@ class SparingLog:
                 state.held_back += 1
                 return
             more, state.held_back, state.next_at = state.held_back, 0, now + self._every_s
-        self._log.warning("%s%s", text, f" (and {more} more like it)" if more else "")
+        self._log.warning("%s%s", shortened(text), f" (and {more} more like it)" if more else "")
+
+
+def shortened(text: str) -> str:
+    """Text with words from outside, no longer than a line of a log, or an answer, may be."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

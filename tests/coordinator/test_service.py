@@ -1,5 +1,8 @@
 """The service on loopback: answers, status codes, streams of views."""
 
+import io
+import json
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +11,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from rich.console import Console
 
 from coordinator.conductor import Publication
 from coordinator.members import Gone, Reason, RunFinished
 from coordinator.service import SERVICE, CoordinatorServer
+from coordinator.status import show, to_json
 from relayswarm.config import parse
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.errors import ConfigError
@@ -283,3 +288,56 @@ def test_a_port_that_is_taken_is_an_error(serve: Serve) -> None:
 def test_an_address_that_is_none_is_an_error(serve: Serve, listen: str) -> None:
     with pytest.raises(ConfigError, match=r"--listen.*HOST:PORT"):
         CoordinatorServer(serve().conductor, listen)
+
+
+# --- hostile members ------------------------------------------------------------------------------
+
+
+def test_nobody_ends_the_watch_of_another_life(serve: Serve) -> None:
+    """A watch that has been superseded is not taken up again: its peer would never hear of a new
+    epoch."""
+    running = serve("peers = 1")
+    running.join("peer-0")
+    mine = running.watch("peer-0")
+    first = running.view(mine)
+    code, _ = code_of(lambda: next(running.watch("peer-0", incarnation=2)))
+    assert code is grpc.StatusCode.NOT_FOUND
+    running.join("peer-1")
+    assert running.view(mine).epoch.number > first.epoch.number
+
+
+def test_no_step_is_beyond_the_last(serve: Serve) -> None:
+    """Larger ones would not fit the epoch's message, or keep everyone waiting for it."""
+    running = serve("peers = 2\nsteps = 50")
+    running.join("peer-0", step=2**64 - 1)
+    running.join("peer-1")
+    assert running.view(running.watch("peer-1")).effective_step == 50
+    running.renew("peer-1", step=2**64 - 1)
+    assert running.stub.GetStatus(pb.GetStatusRequest()).members[1].step == 50
+
+
+def test_words_of_members_are_shown_only_if_they_are_known_ones(serve: Serve) -> None:
+    """They end up in terminals, in JSON and on a page."""
+    running = serve("peers = 1")
+    running.join("peer-0")
+    swarm = SwarmMetrics(step=1, peers=1)
+    for name, weight in (("loss", 1.0), ("\x1b[2J", 1.0), ("inf", math.inf), ("nan", math.nan)):
+        swarm.metrics.add(name=name, mean=0.5, weight=weight, peers=1)
+    running.renew("peer-0", state="[/bold]\x1b[2J", swarm_metrics=swarm)
+    status = running.stub.GetStatus(pb.GetStatusRequest())
+    assert status.members[0].state == "unknown"
+    assert [metric.name for metric in status.members[0].swarm_metrics.metrics] == ["loss"]
+    show(status, Console(file=io.StringIO()))
+    json.loads(to_json(status), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("field", ["peer_id", "run_id", "advertised_address"])
+def test_words_without_end_are_not_repeated(serve: Serve, field: str) -> None:
+    code, text = code_of(lambda: serve().join(**{field: "x" * 60_000}))
+    assert code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
+    assert len(text) < 1000
+
+
+def test_a_request_larger_than_any_honest_one_is_not_read(serve: Serve) -> None:
+    code, _ = code_of(lambda: serve().join(metrics_address="x" * 70_000))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED

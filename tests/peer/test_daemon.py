@@ -28,6 +28,7 @@ from peer.simulator.exact import views
 from peer.tasks.registry import load_task
 from peer.training.trainer import Trainer, make_site
 from relayswarm import config as run_config
+from relayswarm.net.gate import Denial
 
 CONFIG = run_config.parse("peers = 2\n[task]\nname = 'quadratics'")
 OFFER = Head("peer-1", 1, Epoch(1, 1), 0, Kind.OFFER, exchange=1)
@@ -82,3 +83,19 @@ def test_who_calls_when_the_last_step_is_done_is_not_left_waiting(daemon: Daemon
     assert algorithm.events == [Gone("peer-1", OFFER)]  # declined; nothing else matters any more
     assert daemon.admit(OFFER) is Verdict.STALE_STEP
     assert daemon.received(OFFER, (torch.zeros(10),)) is Verdict.STALE_STEP
+
+
+def test_refusals_that_no_honest_peer_gets_are_counted_and_logged_now_and_then(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(1000):
+        daemon.refused(Verdict.BAD_COUNT, OFFER)
+        daemon.refused(Verdict.STALE_STEP, OFFER)
+        daemon.denied(Denial.MALFORMED, "offset = 7: expected 0; send in order")
+    assert caplog.messages == [
+        "offer of 'peer-1', step 0, refused: bad count",
+        "call denied: offset = 7: expected 0; send in order",
+    ]
+    count = daemon.metrics.registry.get_sample_value
+    assert count("relayswarm_peer_messages_refused_total", {"reason": "bad_count"}) == 1000
+    assert count("relayswarm_peer_calls_denied_total", {"reason": "malformed"}) == 1000

@@ -15,6 +15,7 @@ from peer.algorithms.metric_relay import Sum, SwarmMean
 from peer.codec import Format, encode
 from peer.transport import wire
 from peer.transport.buffers import LARGE_PER_EDGE, SMALL_PER_EDGE
+from relayswarm.net.gate import Denial
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 LARGE = 600_000  # elements of float32: three chunks
@@ -432,6 +433,44 @@ def test_a_request_beyond_the_limit_is_refused_by_grpc(tools: Any, handler: Any)
         code = status(lambda: call(whole.SerializeToString()))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert verdict(stub.Relay(tools.stream(message, payload))) is Verdict.ACCEPTED
+
+
+def test_a_stream_that_stalls_is_cut_off_and_its_buffer_comes_back(
+    tools: Any, handler: Any
+) -> None:
+    contract, ended = tools.contract(LARGE), threading.Event()
+    stub = tools.stub(tools.server(handler, contract, stall_s=0.2).address)
+    for step in range(1, LARGE_PER_EDGE + 2):  # one more than there are buffers
+        message = tools.header(tools.head(step=step), contract)
+
+        def requests(message: Any = message) -> Iterator[Any]:
+            yield pb.RelayRequest(header=message)
+            yield pb.RelayRequest(data=bytes(1000))
+            ended.wait(20)
+
+        assert status(lambda r=requests: stub.Relay(r())) is grpc.StatusCode.CANCELLED
+        assert handler.wait("broken", step)[-1] == (tools.head(step=step),)
+    ended.set()
+    assert [denial for denial, _ in handler.of("denied")] == [Denial.STALLED] * step
+    assert not handler.of("refused")
+
+
+def test_a_header_larger_than_any_honest_one_is_malformed(tools: Any, handler: Any) -> None:
+    """A million empty sections are two megabytes on the wire, and hundreds of them parsed."""
+    contract = tools.contract()
+    channel = tools.channel(tools.server(handler, contract).address)
+    bomb = tools.header(tools.head(), contract)
+    bomb.sections.extend([pb.Section()] * 500_000)
+    unary = channel.unary_unary(f"/{wire.SERVICE}/RelayUnary")
+    stream = channel.stream_unary(f"/{wire.SERVICE}/Relay")
+    ours = wire.unary_bytes(bomb, 0, bytes(4000))
+    theirs = pb.RelayUnaryRequest(data=bytes(4000), header=bomb).SerializeToString()
+    first = pb.RelayRequest(header=bomb).SerializeToString()
+    for call in (lambda: unary(ours), lambda: unary(theirs), lambda: stream(iter([first]))):
+        assert status(call) is grpc.StatusCode.INVALID_ARGUMENT
+    texts = [text for denial, text in handler.of("denied") if denial is Denial.MALFORMED]
+    assert texts == ["more than 65536 bytes besides the payload; send less"] * 3
+    assert not handler.of("admit")
 
 
 def test_the_checksum_is_that_of_zlib(tools: Any, handler: Any) -> None:

@@ -1,5 +1,8 @@
 """The shelf of snapshots: bounded, and forgetting only what nobody reads."""
 
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 
 import pytest
@@ -75,6 +78,31 @@ def test_a_reader_that_fails_leaves() -> None:
     for _ in range(2 * READERS):
         with pytest.raises(RuntimeError, match="cut off"), shelf.reading(0):
             raise RuntimeError("cut off")
+
+
+def test_who_waits_for_a_snapshot_counts_as_a_reader_and_holds_nobody_else_up() -> None:
+    """Taking one may wait for the end of a step; callers beyond the bound are told at once."""
+    step_ends, taken = threading.Event(), Model()
+
+    def take() -> Snapshot:
+        assert step_ends.wait(20.0)
+        return taken.take()
+
+    shelf = SnapshotShelf(take)
+
+    def read(_: int) -> str:
+        try:
+            with shelf.reading(0):
+                return "read"
+        except BusyError:
+            return "busy"
+
+    with ThreadPoolExecutor(2 * READERS) as threads:
+        reads = [threads.submit(read, number) for number in range(2 * READERS)]
+        turned_away = list(itertools.islice(as_completed(reads, 20.0), READERS))
+        assert [done.result() for done in turned_away] == ["busy"] * READERS
+        step_ends.set()
+        assert {r.result(20.0) for r in set(reads) - set(turned_away)} == {"read"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
