@@ -14,6 +14,7 @@ from typing import Any
 
 from peer.algorithms import ALGORITHMS, make
 from peer.algorithms.core import Algorithm, OptionError, Run
+from peer.algorithms.pairwise import Pairwise
 from peer.offers import Offers
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError
@@ -74,11 +75,21 @@ def build_algorithm(config: RunConfig, start_step: int = 0) -> Algorithm:
         start_step=start_step,
         local_steps=config.algorithm.local_steps,
     )
+    _check_wire_format(config)
     try:
         return make(*find_algorithm(config.algorithm.name), algorithm_options(config), run)
     except OptionError as error:
         option = f"algorithm.options.{error.option}"
         raise ConfigError(option, error.value, error.problem, error.remedy) from error
+
+
+def _check_wire_format(config: RunConfig) -> None:
+    """A message on the lattice is decoded next to the last one of the same edge."""
+    name, wire_format = config.algorithm.name, config.transport.wire_format
+    if wire_format == "lattice" and issubclass(find_algorithm(name)[0], Pairwise):
+        problem = f"{name} draws its partners, so that their last messages are old"
+        remedy = "choose another format, or a method with steps, such as relaysgd"
+        raise ConfigError("transport.wire_format", wire_format, problem, remedy)
 
 
 def _check_options(name: str, given: Mapping[str, Any], options_type: type[Any]) -> None:

@@ -412,8 +412,8 @@ class Daemon:
         self.metrics.retried.labels(reason.lower()).inc()
         log.debug("a message to %s is sent again: %s", peer, reason)
 
-    def bytes_out(self, count: int) -> None:
-        self.metrics.bytes_sent.inc(count)
+    def bytes_out(self, count: int, wire_format: str) -> None:
+        self.metrics.bytes_sent.labels(wire_format).inc(count)
 
     def _answer_readers(self) -> None:
         readers, self._readers = self._readers, []

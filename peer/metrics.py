@@ -79,7 +79,9 @@ class PeerMetrics:
             ["role", "outcome"],
             registry=self.registry,
         )
-        self.bytes_sent = self._counter("sent_bytes", "Bytes of messages sent.")
+        self.bytes_sent = self._counter(
+            "sent_bytes", "Bytes of messages sent, by wire format.", ["format"]
+        )
         self.bytes_received = self._counter("received_bytes", "Bytes of messages received.")
         self.unreachable = self._counter("unreachable_neighbours", "Outages of a neighbour.")
         self.checkpoint_seconds = Histogram(
@@ -154,5 +156,6 @@ class PeerMetrics:
 
 
 def value(counter: Counter) -> int:
-    """A counter's present value, for the peer's own report."""
-    return int(next(iter(counter.collect())).samples[0].value)
+    """A counter's present value, of all labels together, for the peer's own report."""
+    samples = next(iter(counter.collect())).samples
+    return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))

@@ -15,7 +15,6 @@ import torch
 
 from peer.announce import Announcer
 from peer.checkpoints import Checkpoints
-from peer.codec import Format
 from peer.config import build_algorithm, find_algorithm
 from peer.daemon import Daemon
 from peer.faults import FaultPlan
@@ -29,6 +28,7 @@ from peer.transport.coordinator_client import Joined
 from peer.transport.read_model import ReadModelError, read_model
 from peer.transport.remote_model import RemoteModel
 from peer.transport.server import PeerServer
+from peer.wire_format import lattice_setting, plain_format
 from relayswarm import config as run_config
 from relayswarm.config import RunConfig
 from relayswarm.errors import JoinError
@@ -171,7 +171,7 @@ class Parts:
 
 
 def _contract(config: RunConfig, trainer: Trainer) -> Contract:
-    flat, name = trainer.flat, config.transport.wire_format
+    flat = trainer.flat
     return Contract(
         run_id=config.run_id,
         fingerprint=flat.fingerprint,
@@ -179,7 +179,9 @@ def _contract(config: RunConfig, trainer: Trainer) -> Contract:
         dtype=flat.vector.dtype,
         trees=2 if config.topology.tree == "double-binary-trees" else 1,
         max_sections=find_algorithm(config.algorithm.name)[0].sections,
-        wire_format=Format(name) if name else None,
+        wire_format=plain_format(config),
+        lattice=lattice_setting(config),
+        seed=config.seed,
     )
 
 

@@ -132,10 +132,21 @@ class EvaluationConfig(_Section):
 class TransportConfig(_Section):
     """How messages travel, and how long to wait for them."""
 
-    wire_format: Literal["float64", "float32", "bfloat16", "float16"] | None = Field(
+    wire_format: Literal["float64", "float32", "bfloat16", "float16", "lattice"] | None = Field(
         None,
         description="Number format of models in messages. Unset: float64 for float64 models, "
-        "else float32.",
+        "else float32. `lattice`: integers next to the last message of the same edge, 8 bits each "
+        "(see docs/concepts.md).",
+    )
+    lattice_bits: Literal[8, 16] = Field(
+        8,
+        description="Bits of an element on the lattice, where a receiver does not ask for more. "
+        "Raised: twice the bytes, and no message has to be sent again.",
+    )
+    lattice_rotate: bool = Field(
+        False,
+        description="Rotate vectors at random before they go on the lattice: less error where few "
+        "elements change much more than the rest; takes several times the computation.",
     )
     deadline_s: float = Field(
         30.0,

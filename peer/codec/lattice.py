@@ -126,7 +126,7 @@ class Encoder:
     def _block(self, x: Array, data: bytearray, position: int) -> int:
         y, z = _scratch(x)
         if self._is_rotated:
-            x = rotate(x, self._seed, out=y)
+            x = rotate(x, out=y)
         largest = float(max(x.max(), -x.min()))
         exponent = exponent_for(self._distance, largest)
         if exponent == UNFIT:
@@ -192,7 +192,7 @@ class Decoder:
         low = np.frombuffer(source[HEADER.size :], _unsigned(self._bits))
         with np.errstate(all="ignore"):  # what overflows does not fit the checksum
             if self._is_rotated:
-                key = rotate(key, self._seed, out=y)
+                key = rotate(key, out=y)
             np.multiply(key, key.dtype.type(self._scale / pitch), out=y)
             steps = _nearest(low, y, z)
             if _checksum(z, self._seed, exponent) != checksum:
@@ -201,7 +201,7 @@ class Decoder:
             np.copyto(y, z)
             np.multiply(y, y.dtype.type(pitch), out=y)
             if self._is_rotated:
-                rotate_back(y, self._seed)
+                rotate_back(y)
         _write(y, out)
         return True
 
@@ -233,7 +233,7 @@ class Distances:
 
     def saw(self, distance: float, count: float = 1.0) -> None:
         """What an acknowledgement reports of a sum of `count` models."""
-        if math.isfinite(distance):
+        if 0 <= distance < math.inf:
             self._seen.append(distance / count)
 
     def predict(self, count: float = 1.0) -> float | None:
@@ -241,7 +241,7 @@ class Distances:
         return max(self._seen) * count if self._seen else None
 
 
-def distance(values: Tensor, key: Tensor, scale: float, seed: int, *, is_rotated: bool) -> float:
+def distance(values: Tensor, key: Tensor, scale: float, *, is_rotated: bool) -> float:
     """Largest |x_k - v_k| of x = `values`, shape (d,), from v = `key` * `scale`: what a Decoder
     reports, of a vector that came in full precision."""
     x, v = _array(values), _array(key)
@@ -252,7 +252,7 @@ def distance(values: Tensor, key: Tensor, scale: float, seed: int, *, is_rotated
             np.multiply(v[start : start + BLOCK], v.dtype.type(scale), out=y)
             np.subtract(x[start : start + BLOCK], y, out=y)
             if is_rotated:
-                rotate(y, seed, out=y)
+                rotate(y, out=y)
             largest = max(largest, float(np.abs(y, out=y).max()))
     return largest
 

@@ -1,12 +1,14 @@
 """A random rotation before the lattice: the randomized Hadamard transform H D of each block.
 
-D flips signs at random, H mixes groups of GROUP elements that lie far apart in the block. Distances
-that a few elements dominate are spread over a group, so that the largest of them, and with it the
-lattice's pitch, is less. It costs log2(GROUP) additions an element, once for the sender and three
-times for the receiver: vector, key and back.
+D flips signs, at random but always the same; H mixes groups of elements that lie far apart in the
+block. Distances that a few elements dominate are spread over a group, so that the largest of them,
+and with it the lattice's pitch, is less. It costs log2(GROUP) additions an element, once for the
+sender and twice for the receiver: its key, and the result back.
 
-A block of n elements has groups of the largest power of two up to n, but at most GROUP; the n
-modulo that size at its end stay as they are.
+A group has s elements, the largest power of two up to the block's n, but at most GROUP. With
+m = floor(n / s) groups, element j of group i is the block's j m + i; the n - m s elements at its
+end stay as they are. Element j changes its sign if bit 0 of XXH3 (64 bits, seed 0) of j as int32 is
+set.
 """
 
 from __future__ import annotations
@@ -17,27 +19,28 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 GROUP = 1 << 10
 
 
-def rotate(block: NDArray[Any], seed: int, out: NDArray[Any]) -> NDArray[Any]:
+def rotate(block: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
     """H D of a block, shape (n,), in `out`, which may be the block itself."""
     np.copyto(out, block)
     if len(out):
         groups = _groups(out)
-        groups *= _signs(len(groups), seed, out.dtype.name)
+        groups *= _signs(len(groups), out.dtype.name)
         with np.errstate(all="ignore"):  # of what is not finite, nothing is
             _hadamard(groups)
     return out
 
 
-def rotate_back(block: NDArray[Any], seed: int) -> None:
+def rotate_back(block: NDArray[Any]) -> None:
     """The inverse, in place."""
     if len(block):
         groups = _groups(block)
         _hadamard(groups)
-        groups *= _signs(len(groups), seed, block.dtype.name)
+        groups *= _signs(len(groups), block.dtype.name)
 
 
 def _groups(block: NDArray[Any]) -> NDArray[Any]:
@@ -46,11 +49,11 @@ def _groups(block: NDArray[Any]) -> NDArray[Any]:
     return block[: len(block) // size * size].reshape(size, -1)
 
 
-@lru_cache(maxsize=8)
-def _signs(size: int, seed: int, dtype: str) -> NDArray[Any]:
-    """Shape (size, 1), random +1 and -1 over the square root of `size`, by which H is divided."""
-    random = np.random.Generator(np.random.SFC64([seed, size]))
-    return (random.choice([-1.0, 1.0], (size, 1)) / math.sqrt(size)).astype(dtype)
+@lru_cache
+def _signs(size: int, dtype: str) -> NDArray[Any]:
+    """Shape (size, 1), +1 and -1 over the square root of `size`, by which H is divided."""
+    flips = [xxh3_64_intdigest(j.to_bytes(4, "little")) % 2 for j in range(size)]
+    return (np.where(flips, -1.0, 1.0) / math.sqrt(size)).astype(dtype)[:, None]
 
 
 def _hadamard(groups: NDArray[Any]) -> None:

@@ -42,6 +42,7 @@ from peer.outcome import RunOutcome
 from peer.progress import Progress
 from peer.registers import Registers, evaluate
 from peer.simulator.coordination import Coordination
+from peer.simulator.lattice_wire import LatticeWire
 from peer.simulator.metric_mail import MetricMail
 from peer.simulator.planned import Crashes, PlannedLink
 from peer.simulator.traffic import Cost, Meter
@@ -49,6 +50,7 @@ from peer.simulator.world import Node, World
 from peer.tasks.registry import load_task
 from peer.training.trainer import Trainer, TrainResult, make_site
 from peer.views import peer_ids, topology_event, views_of
+from peer.wire_format import lattice_setting, plain_format
 from relayswarm.config import RunConfig
 
 if TYPE_CHECKING:
@@ -148,9 +150,8 @@ class LearningBody:
 
 
 def format_of(trainer: Trainer) -> Format:
-    """How models travel in this run."""
-    name = trainer.config.transport.wire_format
-    return Format(name) if name else default_format(trainer.flat.vector.dtype)
+    """How models travel in this run, where they are not on the lattice."""
+    return plain_format(trainer.config) or default_format(trainer.flat.vector.dtype)
 
 
 class Simulation:
@@ -166,14 +167,18 @@ class Simulation:
         self._bodies: dict[PeerId, LearningBody] = {}
         self._trained_at = 0.0
         first = self._trainer(0)
+        lattice = lattice_setting(config)
         self._meter = Meter(
-            first.flat.vector.numel(), format_of(first), config.algorithm.local_steps
+            first.flat.vector.numel(),
+            None if lattice else format_of(first),
+            config.algorithm.local_steps,
         )
         self._world = World(
             PlannedLink(self._plan),
             ordered=not config.faults.reorder,
             reachable=lambda a, b: not self._plan.parted(self._world.now, a, b),
             traffic=self._meter,
+            wire=LatticeWire(lattice, config.seed, self._meter.wrote) if lattice else None,
         )
         self._mail = MetricMail(PlannedLink(self._plan), self._world.connected, self._world)
         self._crashes = Crashes(self._plan, self._world, self._crashed, self._come_back)

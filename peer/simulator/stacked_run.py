@@ -39,6 +39,7 @@ from peer.simulator.traffic import Meter
 from peer.simulator.world import World
 from peer.training.trainer import make_site
 from peer.views import peer_ids, topology_event, views_of
+from peer.wire_format import LATTICE
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError
 
@@ -59,6 +60,8 @@ def _obstacle(config: RunConfig) -> str | None:
         return "peers that crash and rejoin cannot be stacked"
     if {"geometric", "script"} & config.algorithm.options.keys():
         return "a number of local steps that varies cannot be stacked"
+    if config.transport.wire_format == LATTICE:
+        return "messages on the lattice, each next to the last one, cannot be stacked"
     return None
 
 

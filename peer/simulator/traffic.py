@@ -49,14 +49,16 @@ class Sized(Protocol):
 class Meter:
     """Counts for each peer, over all its lives, what it sent and received: `world.Traffic`."""
 
-    def __init__(self, elements: int, wire_format: Format, local_steps: int) -> None:
-        """`elements` are those of a whole model, shape (elements,)."""
+    def __init__(self, elements: int, wire_format: Format | None, local_steps: int) -> None:
+        """`elements` are those of a whole model, shape (elements,). Without a format elements have
+        no size of their own, and `wrote` is told of bytes."""
         self._elements = elements
-        self._itemsize = wire_format.itemsize
+        self._itemsize = wire_format.itemsize if wire_format else 0
         self._local_steps = local_steps
         self.messages_sent: Counter[PeerId] = Counter()
         self._elements_sent: Counter[PeerId] = Counter()
         self._elements_received: Counter[PeerId] = Counter()
+        self._bytes_written: Counter[PeerId] = Counter()
         self._steps: Counter[PeerId] = Counter()
 
     def sent(self, sender: PeerId, to: PeerId, payload: tuple[Sized, ...]) -> None:  # noqa: ARG002
@@ -65,6 +67,10 @@ class Meter:
 
     def received(self, sender: PeerId, to: PeerId, payload: tuple[Sized, ...]) -> None:  # noqa: ARG002
         self._elements_received[to] += _size(payload)
+
+    def wrote(self, sender: PeerId, count: int) -> None:
+        """It sent so many bytes, whatever the elements in them."""
+        self._bytes_written[sender] += count
 
     def counts(self) -> tuple[Counter[PeerId], ...]:
         """A copy of everything counted so far."""
@@ -78,7 +84,8 @@ class Meter:
 
     @property
     def _counters(self) -> tuple[Counter[PeerId], ...]:
-        return (self.messages_sent, self._elements_sent, self._elements_received, self._steps)
+        elements = (self._elements_sent, self._elements_received)
+        return (self.messages_sent, *elements, self._bytes_written, self._steps)
 
     def trained(self, peer: PeerId) -> None:
         """It took the local steps of one step."""
@@ -86,7 +93,7 @@ class Meter:
 
     def bytes_sent(self, peer: PeerId) -> int:
         """By one peer so far."""
-        return self._elements_sent[peer] * self._itemsize
+        return self._elements_sent[peer] * self._itemsize + self._bytes_written[peer]
 
     def cost(self, virtual_seconds: float, message_rounds: int) -> Cost:
         """The sum of it all; `message_rounds` are those of the whole run."""
@@ -95,7 +102,7 @@ class Meter:
             virtual_seconds=virtual_seconds,
             models_sent_per_step=self._per_step(self._elements_sent),
             models_received_per_step=self._per_step(self._elements_received),
-            bytes_sent=self._elements_sent.total() * self._itemsize,
+            bytes_sent=sum(self.bytes_sent(peer) for peer in self._steps),
             message_rounds_per_step=message_rounds / steps,
             gradient_evaluations=self._steps.total() * self._local_steps,
         )

@@ -74,6 +74,14 @@ class Traffic(Protocol):
     def received(self, sender: PeerId, to: PeerId, payload: tuple[Any, ...]) -> None: ...
 
 
+class Wire(Protocol):
+    """What becomes of a message's content on its way, beyond what `Body.payload` makes of it."""
+
+    def __call__(
+        self, sender: PeerId, to: PeerId, head: Head, payload: tuple[Any, ...]
+    ) -> tuple[Any, ...]: ...
+
+
 class Body(Protocol):
     """What a simulated peer computes with."""
 
@@ -225,7 +233,8 @@ class World:
     Messages of one kind and tree between two peers arrive in the order in which they were sent, as
     the transport sees to; with `ordered = False` they may overtake each other, with
     `cancels = False` a message that was cancelled arrives all the same. A message to a peer that
-    cannot be reached is lost, and its sender told that the peer is unreachable.
+    cannot be reached is lost, and its sender told that the peer is unreachable. `wire` carries what
+    a receiver takes, when it arrives.
     """
 
     def __init__(
@@ -236,12 +245,14 @@ class World:
         ordered: bool = True,
         reachable: Reachable = always,
         traffic: Traffic | None = None,
+        wire: Wire | None = None,
     ) -> None:
         self.now = 0.0
         self.nodes: dict[PeerId, Node] = {}
         self._link = link
         self._reachable = reachable
         self._traffic = traffic
+        self._wire = wire
         self._cancels = cancels
         self._ordered = ordered
         self._last_arrival: dict[tuple[PeerId, PeerId, Kind, int], float] = {}
@@ -314,6 +325,12 @@ class World:
         if self._cancels:
             self._cancelled.add((to, head))
 
+    def _carried(self, flight: _Flight) -> _Flight:
+        if self._wire is None or flight.lost:
+            return flight
+        sender, to, head = flight.sender, flight.to, flight.head
+        return flight._replace(payload=self._wire(sender, to, head, flight.payload))
+
     def _arrive_at(self, time: float, flight: _Flight) -> None:
         self.at(time, lambda: self._arrive(flight))
 
@@ -333,7 +350,7 @@ class World:
         if verdict is Verdict.ACCEPTED:
             if self._traffic and not flight.lost:
                 self._traffic.received(sender, to, flight.payload)
-            node.take(flight)
+            node.take(self._carried(flight))
         elif verdict is Verdict.BUSY:
             back.reached(flight.hops + 1)
         back.feed(SendDone(to, head, verdict))

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from peer.algorithms.core import Head, PeerId
+from peer.codec.edges import Forecast
 from peer.faults import FaultPlan
 from peer.transport.contract import Contract, Outgoing, Reports
 from peer.transport.letter import Letter
@@ -128,7 +129,8 @@ class Outbox:
         with self._guard:
             sender = self._senders.get(to)
             if sender is None and not self._closed:
-                sender = self._senders[to] = Sender(to, self._reports, self._security)
+                forecast = Forecast(self._contract.lattice, self._contract.seed, to)
+                sender = self._senders[to] = Sender(to, self._reports, self._security, forecast)
                 if to in self._addresses:
                     sender.move(self._addresses[to])
             return sender

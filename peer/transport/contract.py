@@ -16,6 +16,8 @@ from torch import Tensor
 from peer.algorithms.core import Epoch, Head, Kind, PeerId, Verdict
 from peer.algorithms.metric_relay import MAX_METRICS, SwarmMean
 from peer.codec import Format, default_format
+from peer.codec.edges import TRAVELLING, Coding, Lattice, LatticeSetting
+from peer.codec.lattice import BITS
 from relayswarm.net.gate import Denial
 
 PROTOCOL_VERSION = 1
@@ -47,6 +49,8 @@ class Contract:
     max_sections: int = 1  # vectors in one message: 2 where a correction travels along
     wire_format: Format | None = None  # what this peer sends; None: the model's own
     accepted_formats: frozenset[Format] = frozenset(Format)
+    lattice: LatticeSetting | None = None  # messages travel on the lattice where that succeeds
+    seed: int = 0  # of the run
     versions: range = field(default=range(PROTOCOL_VERSION, PROTOCOL_VERSION + 1))
 
     @property
@@ -58,9 +62,12 @@ class Contract:
         """The format in which this peer encodes messages of a kind."""
         return Format.FLOAT64 if kind is Kind.METRIC else self.sending_format
 
-    def formats_of(self, kind: Kind) -> frozenset[Format]:
-        """The formats in which this peer takes messages of a kind."""
-        return frozenset({Format.FLOAT64}) if kind is Kind.METRIC else self.accepted_formats
+    def takes(self, kind: Kind, coding: Coding) -> bool:
+        """Whether this peer takes messages of a kind that are written like this."""
+        if isinstance(coding, Lattice):
+            fits = self.lattice is not None and self.lattice.is_rotated == coding.is_rotated
+            return fits and coding.bits in BITS and kind in TRAVELLING
+        return coding in ({Format.FLOAT64} if kind is Kind.METRIC else self.accepted_formats)
 
     def sections_of(self, kind: Kind) -> int:
         """The most sections in messages of a kind."""
@@ -129,7 +136,9 @@ class Handler(Protocol):
         """The sender announced that this message is lost."""
 
     def broken(self, head: Head) -> None:
-        """A message that was admitted did not come whole, or was damaged. It may come again."""
+        """A message that was admitted did not come whole, or was damaged. It may come again.
+
+        Not called for one that is asked for again, with more bits: that is still to come."""
 
     def refused(self, verdict: Verdict, head: Head) -> None:
         """A message got a verdict other than ACCEPTED."""
@@ -172,5 +181,5 @@ class Reports(Protocol):
     def retried(self, peer: PeerId, reason: str) -> None:
         """A message will be sent again; `reason` is a verdict or status from a short list."""
 
-    def bytes_out(self, count: int) -> None:
-        """So many bytes of messages went out, headers included."""
+    def bytes_out(self, count: int, wire_format: str) -> None:
+        """So many bytes of messages written in that format went out, headers included."""

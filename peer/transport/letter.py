@@ -6,14 +6,17 @@ import dataclasses
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeAlias
 
 import grpc
 from torch import Tensor
 
 from peer.algorithms.core import Head, Kind
-from peer.codec import encode
+from peer.codec import Bytes, encode
+from peer.codec.edges import Forecast, Lattice, payload_bytes
+from peer.codec.lattice import BLOCK, FULL_PRECISION
 from peer.transport.contract import Contract, Outgoing, Span
 from peer.transport.wire import CHUNK_BYTES, chunk_bytes, header, unary_bytes
 from relayswarm.peer.v1 import peer_pb2 as pb
@@ -22,9 +25,10 @@ Slot: TypeAlias = tuple[Kind, int]
 
 
 class Letter:
-    """A message to one neighbour. One below 1 MiB is encoded at once and sent as a whole; a larger
-    one is read and encoded while it streams, so that no model-sized buffer is needed.
+    """A message to one neighbour. One below 1 MiB is read at once and sent as a whole; a larger one
+    is read and encoded while it streams, so that no model-sized buffer is needed.
 
+    How it is written is decided at each try (`write`): in the contract's format, or on the lattice.
     Without `outgoing` it is the announcement of a loss. A fault plan may want it sent `delay_s`
     later, or an `extra` copy of it, of which nothing is reported.
     """
@@ -49,10 +53,11 @@ class Letter:
         self._guard = threading.Lock()  # a stream that was cancelled may be reading still
         self._sent_head = head if outgoing is not None else dataclasses.replace(head, lost=True)
         self._spans = _spans(head, contract, outgoing)
-        self._bytes = sum(span.elements for span in self._spans) * self._format.itemsize
-        self._payload: bytes | None = None
+        self._lattice: Lattice | None = None
+        self._wanted_bits: int | None = None  # None: as the run config says
+        self._values: list[Tensor] | None = None  # of a small message, one for each section
         if self._bytes < CHUNK_BYTES:
-            self._payload = b"".join(self._chunks())
+            self._values = self._read_all()
             self.close()
 
     @property
@@ -68,7 +73,29 @@ class Letter:
     @property
     def small(self) -> bool:
         """Whether it goes in one request."""
-        return self._payload is not None
+        return self._values is not None
+
+    @property
+    def sections(self) -> int:
+        """How many vectors are in it."""
+        return len(self._spans)
+
+    @property
+    def wire_format(self) -> str:
+        """What it is written in, in a word."""
+        return "lattice" if self._lattice else self._format.value
+
+    def write(self, forecast: Forecast) -> None:
+        """Decide how the next try is written."""
+        self._lattice = forecast.coding(self.head, len(self._spans), self._wanted_bits)
+
+    def reject(self, wanted_bits: int) -> bool:
+        """The receiver could not decode it; returns whether another try may help."""
+        if self._lattice is None:
+            return False
+        more = wanted_bits > self._lattice.bits
+        self._wanted_bits = wanted_bits if more else FULL_PRECISION
+        return True
 
     def close(self) -> None:
         """Nothing will be read any more."""
@@ -79,8 +106,8 @@ class Letter:
 
     def whole(self) -> bytes:
         """A small message as one serialized RelayUnaryRequest."""
-        assert self._payload is not None
-        return unary_bytes(self._header(), zlib.crc32(self._payload), self._payload)
+        payload = b"".join(self._chunks())
+        return unary_bytes(self._header(), zlib.crc32(payload), payload)
 
     def requests(self) -> Iterator[bytes]:
         """A large message as serialized RelayRequests. Ends early once closed."""
@@ -93,21 +120,41 @@ class Letter:
         if offset == self._bytes:
             yield pb.RelayRequest(trailer=pb.Trailer(crc32=crc32)).SerializeToString()
 
-    def _header(self) -> pb.MessageHeader:
-        return header(self._sent_head, self._contract, self._spans, self.attempt)
+    @property
+    def _bytes(self) -> int:
+        coding = self._lattice or self._format
+        return sum(payload_bytes(coding, 1, span.elements) for span in self._spans)
 
-    def _chunks(self) -> Iterator[memoryview]:
-        step = CHUNK_BYTES // self._format.itemsize
+    def _header(self) -> pb.MessageHeader:
+        return header(self._sent_head, self._contract, self._spans, self.attempt, self._lattice)
+
+    def _chunks(self) -> Iterator[Bytes]:
         for section, span in enumerate(self._spans):
+            write, step = self._writer(section)
             for start in range(0, span.elements, step):
                 chunk = self._read(section, start, min(start + step, span.elements))
                 if chunk is None:
                     return
-                yield encode(chunk, self._format)
+                yield write(chunk)
+
+    def _writer(self, section: int) -> tuple[Callable[[Tensor], Bytes], int]:
+        """What encodes a section, and how many elements it shall be given at a time."""
+        if self._lattice is None:
+            return partial(encode, fmt=self._format), CHUNK_BYTES // self._format.itemsize
+        blocks = CHUNK_BYTES // (BLOCK * self._lattice.bits // 8)
+        return self._lattice.encoder(section).encode, blocks * BLOCK
 
     def _read(self, section: int, start: int, stop: int) -> Tensor | None:
+        if self._values is not None:
+            return self._values[section][start:stop]
         with self._guard:
             return None if self._outgoing is None else self._outgoing.read(section, start, stop)
+
+    def _read_all(self) -> list[Tensor]:
+        outgoing = self._outgoing
+        if outgoing is None:
+            return []
+        return [outgoing.read(k, 0, span.elements) for k, span in enumerate(self._spans)]
 
 
 def _spans(head: Head, contract: Contract, outgoing: Outgoing | None) -> tuple[Span, ...]:

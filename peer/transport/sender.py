@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import grpc
 
 from peer.algorithms.core import Head, Kind, PeerId, Verdict
+from peer.codec.edges import Forecast
 from peer.transport.contract import Reports
 from peer.transport.letter import Letter, Slot
 from peer.transport.link import Link, NoLinkError, call_on
@@ -46,10 +47,13 @@ log = logging.getLogger(__name__)
 class Sender:
     """Sends to `peer`, to whatever address it was last said to have."""
 
-    def __init__(self, peer: PeerId, reports: Reports, security: Security) -> None:
+    def __init__(
+        self, peer: PeerId, reports: Reports, security: Security, forecast: Forecast
+    ) -> None:
         self._peer = peer
         self._security = security
         self._reports = reports
+        self._forecast = forecast  # the thread's alone
         self._changed = threading.Condition()
         self._slots: defaultdict[Slot, deque[Letter]] = defaultdict(deque)
         self._under_way: Letter | None = None
@@ -202,10 +206,11 @@ class Sender:
             self._reached()
 
     def _exchange(self, letter: Letter, link: Link | None) -> pb.RelayResponse:
+        letter.write(self._forecast)
         if letter.small:
             request = letter.whole()
             response = call_on(link, lambda link: link.unary(request, timeout=UNARY_TIMEOUT_S))
-            self._reports.bytes_out(len(request))
+            self._reports.bytes_out(len(request), letter.wire_format)
             return response.response
         call = call_on(link, lambda link: link.stream.future(self._counted(letter)))
         with self._changed:
@@ -216,7 +221,7 @@ class Sender:
 
     def _counted(self, letter: Letter) -> Iterator[bytes]:
         for request in letter.requests():
-            self._reports.bytes_out(len(request))
+            self._reports.bytes_out(len(request), letter.wire_format)
             yield request
 
     def _answered(self, letter: Letter, response: pb.RelayResponse) -> None:
@@ -225,7 +230,11 @@ class Sender:
         if verdict is Verdict.EPOCH_AHEAD or (verdict is Verdict.BUSY and not letter.is_call):
             wait_s = response.retry_after_ms / 1000 * growth(letter.attempt)
             self._again(letter, min(wait_s, LONGEST_RETRY_S), verdict.name)
+        elif verdict is Verdict.DECODE_FAILED and letter.reject(response.wanted_bits):
+            self._again(letter, 0.0, verdict.name)
         else:
+            if verdict is Verdict.ACCEPTED and len(response.max_distances) == letter.sections:
+                self._forecast.answered(letter.head, response.max_distances)
             self._finish(letter, verdict)
 
     def _failed(self, letter: Letter, code: grpc.StatusCode) -> None:

@@ -7,12 +7,14 @@ sender or the connection does.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import grpc
 
 from peer.algorithms.core import Head, Kind, PeerId, Verdict
-from peer.transport.assembly import Assembly
+from peer.codec.edges import Keys, Lattice
+from peer.codec.lattice import FULL_PRECISION
+from peer.transport.assembly import Assembly, LatticeAssembly, PlainAssembly
 from peer.transport.buffers import BufferPool
 from peer.transport.contract import Contract, Handler
 from peer.transport.snapshots import BusyError, ForgottenError, SnapshotShelf
@@ -35,6 +37,14 @@ from relayswarm.peer.v1 import peer_pb2 as pb
 RETRY_AFTER_MS = {Verdict.EPOCH_AHEAD: 10, Verdict.BUSY: 10}
 
 
+class Answer(NamedTuple):
+    """What a message is answered: see `RelayResponse`."""
+
+    verdict: Verdict
+    max_distances: tuple[float, ...] = ()
+    wanted_bits: int = FULL_PRECISION
+
+
 class PeerService:
     """The calls of PeerService, on bytes: payloads are read in place."""
 
@@ -43,6 +53,7 @@ class PeerService:
         self._gate = gate
         self._contract = contract
         self._pool = BufferPool()
+        self._keys = Keys(contract.lattice) if contract.lattice else None
         self._shelf = SnapshotShelf(handler.snapshot)
 
     def rpc_handler(self) -> grpc.GenericRpcHandler:
@@ -81,13 +92,13 @@ class PeerService:
         except MalformedError as error:
             self._refuse_malformed(context, error)
 
-    def _take_unary(self, request: bytes, context: grpc.ServicerContext) -> Verdict:
+    def _take_unary(self, request: bytes, context: grpc.ServicerContext) -> Answer:
         self._handler.bytes_in(len(request))
         message, payload = parse_unary(request)
         if not message.HasField("header"):
             raise MalformedError("header: missing; send one with every message")
         reception = self._begin(message.header, context)
-        if isinstance(reception, Verdict):
+        if isinstance(reception, Answer):
             return reception
         with reception:
             if not message.HasField("trailer"):
@@ -97,12 +108,12 @@ class PeerService:
                 verdict = reception.assembly.finish(message.trailer.crc32)
             return reception.end(verdict)
 
-    def _take_stream(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Verdict:
+    def _take_stream(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Answer:
         first = self._next(requests)
         if not isinstance(first, pb.RelayRequest) or not first.HasField("header"):
             raise MalformedError("header: missing; send it in the first request")
         reception = self._begin(first.header, context)
-        if isinstance(reception, Verdict):
+        if isinstance(reception, Answer):
             return reception
         with reception:
             return reception.end(self._take_payload(requests, reception.assembly))
@@ -125,44 +136,56 @@ class PeerService:
 
     def _begin(
         self, header: pb.MessageHeader, context: grpc.ServicerContext
-    ) -> _Reception | Verdict:
+    ) -> _Reception | Answer:
         """Decide on a header; memory is taken only for a message that is wanted and fits."""
         message = envelope(header)
         self._gate.speaks_for(context, message.head.sender)
         verdict = check(message, self._contract)
         if verdict is Verdict.ACCEPTED:
             verdict = self._handler.admit(message.head)
+        if verdict is Verdict.ACCEPTED and self._keys and self._keys.has(message.head):
+            verdict = Verdict.DUPLICATE  # the algorithm has not come to look at the first one yet
         if verdict is not Verdict.ACCEPTED:
-            self._handler.refused(verdict, message.head)
-            return verdict
+            return self._refuse(verdict, message.head)
         if message.head.lost:
             self._handler.lost(message.head)
-            return verdict
-        return self._lease(message)
+            return Answer(verdict)
+        assembly = self._assembly(message)
+        if isinstance(assembly, Verdict):
+            return self._refuse(assembly, message.head)
+        return _Reception(self._handler, message.head, assembly, self._keys)
 
-    def _lease(self, message: Envelope) -> _Reception | Verdict:
-        assert message.format is not None  # check() has seen to that
-        elements = message.payload_bytes // message.format.itemsize
-        dtype = self._contract.dtype_of(message.head.kind)
-        buffer = self._pool.lease(_edge(message.head), elements, dtype)
+    def _assembly(self, message: Envelope) -> Assembly | Verdict:
+        """Take memory for a message, and a key if it needs one."""
+        assert message.coding is not None  # check() has seen to that
+        head, sections = message.head, len(message.sections)
+        elements = sum(span.elements for span in message.sections)
+        buffer = self._pool.lease(_edge(head), elements, self._contract.dtype_of(head.kind))
         if buffer is None:
-            self._handler.refused(Verdict.BUSY, message.head)
             return Verdict.BUSY
-        assembly = Assembly(buffer, len(message.sections), message.format)
-        return _Reception(self._handler, message.head, assembly)
+        if not isinstance(message.coding, Lattice):
+            return PlainAssembly(buffer, sections, message.coding)
+        key = self._keys.find(head, sections) if self._keys else None
+        return LatticeAssembly(buffer, message.coding, key) if key else Verdict.DECODE_FAILED
 
     def _refuse_malformed(self, context: grpc.ServicerContext, error: MalformedError) -> NoReturn:
         self._handler.denied(Denial.MALFORMED, str(error))
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         raise AssertionError("abort raises")
 
-    def _respond(self, verdict: Verdict) -> pb.RelayResponse:
+    def _refuse(self, verdict: Verdict, head: Head) -> Answer:
+        self._handler.refused(verdict, head)
+        return Answer(verdict)
+
+    def _respond(self, answer: Answer) -> pb.RelayResponse:
         state = self._handler.state()
         return pb.RelayResponse(
-            verdict=VERDICTS[verdict],
+            verdict=VERDICTS[answer.verdict],
             epoch=epoch_message(state.epoch),
             step=state.step,
-            retry_after_ms=RETRY_AFTER_MS.get(verdict, 0),
+            max_distances=answer.max_distances,
+            wanted_bits=answer.wanted_bits,
+            retry_after_ms=RETRY_AFTER_MS.get(answer.verdict, 0),
         )
 
     # --- state and model ----------------------------------------------------------------------
@@ -213,11 +236,13 @@ class PeerService:
 
 
 class _Reception:
-    """Sees to it that a message once admitted is reported exactly once: received or broken."""
+    """Sees to it that a message once admitted is reported exactly once: received, broken, or asked
+    for again with more bits. `keys` are None in a run without the lattice."""
 
-    def __init__(self, handler: Handler, head: Head, assembly: Assembly) -> None:
+    def __init__(self, handler: Handler, head: Head, assembly: Assembly, keys: Keys | None) -> None:
         self._handler = handler
         self._head = head
+        self._keys = keys
         self._reported = False
         self.assembly = assembly
 
@@ -229,16 +254,32 @@ class _Reception:
             self.assembly.release()
             self._handler.broken(self._head)
 
-    def end(self, verdict: Verdict) -> Verdict:
+    def end(self, verdict: Verdict) -> Answer:
         self._reported = True
-        if verdict is Verdict.ACCEPTED:
-            verdict = self._handler.received(self._head, self.assembly.take())
-        else:
-            self.assembly.release()
-            self._handler.broken(self._head)
-        if verdict is not Verdict.ACCEPTED:
-            self._handler.refused(verdict, self._head)
-        return verdict
+        answer = self._accept() if verdict is Verdict.ACCEPTED else self._turn_down(verdict)
+        if answer.verdict is not Verdict.ACCEPTED:
+            self._handler.refused(answer.verdict, self._head)
+        return answer
+
+    def _accept(self) -> Answer:
+        assembly, head = self.assembly, self._head
+        distances = assembly.distances if isinstance(assembly, LatticeAssembly) else ()
+        vectors = assembly.take()
+        if self._keys and not distances:
+            key = self._keys.find(head, len(vectors))
+            distances = key.distances(vectors) if key else ()
+        verdict = self._handler.received(head, vectors)
+        if self._keys and verdict is Verdict.ACCEPTED:
+            self._keys.remember(head, vectors)
+        return Answer(verdict, distances)
+
+    def _turn_down(self, verdict: Verdict) -> Answer:
+        assembly = self.assembly
+        assembly.release()
+        if isinstance(assembly, LatticeAssembly) and verdict is Verdict.DECODE_FAILED:
+            return Answer(verdict, wanted_bits=assembly.wanted_bits)
+        self._handler.broken(self._head)
+        return Answer(verdict)
 
 
 def _edge(head: Head) -> tuple[PeerId, Kind, int]:

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from peer.algorithms.core import Epoch, Head, Kind, Verdict
 from peer.algorithms.metric_relay import MAX_METRICS, MAX_NAME, SwarmMean
 from peer.codec import Bytes, Format
+from peer.codec.edges import Coding, Lattice, payload_bytes
 from peer.transport.contract import PROTOCOL_VERSION, Contract, Span
 from relayswarm.peer.v1 import peer_pb2 as pb
 
@@ -75,7 +76,7 @@ class Envelope:
     version: int
     run_id: str
     fingerprint: int
-    format: Format | None  # None: one that this version does not know
+    coding: Coding | None  # None: one that this version does not know
     sections: tuple[Span, ...]
     payload_bytes: int
 
@@ -84,14 +85,18 @@ class Envelope:
 
 
 def header(
-    head: Head, contract: Contract, sections: Sequence[Span] = (), attempt: int = 0
+    head: Head,
+    contract: Contract,
+    sections: Sequence[Span] = (),
+    attempt: int = 0,
+    lattice: Lattice | None = None,
 ) -> pb.MessageHeader:
-    """The header of a message with these sections, written in the contract's format.
+    """The header of a message with these sections, on the lattice or in the contract's format.
 
     The first section is the model (or a sum of models), further ones are corrections; of metrics
     each has a section.
     """
-    fmt = contract.format_of(head.kind)
+    coding = lattice or contract.format_of(head.kind)
     return pb.MessageHeader(
         protocol_version=PROTOCOL_VERSION,
         run_id=contract.run_id,
@@ -105,13 +110,30 @@ def header(
         count=int(head.count),
         weight=float(head.weight),
         sections=_sections(head, sections),
-        codec=pb.Codec(format=FORMATS[fmt]),
-        payload_bytes=sum(span.elements for span in sections) * fmt.itemsize,
+        codec=_codec(coding),
+        payload_bytes=sum(payload_bytes(coding, 1, span.elements) for span in sections),
         lost=head.lost,
         attempt=attempt,
         exchange_number=head.exchange,
         model_fingerprint=contract.fingerprint,
     )
+
+
+def _codec(coding: Coding) -> pb.Codec:
+    if not isinstance(coding, Lattice):
+        return pb.Codec(format=FORMATS[coding])
+    return pb.Codec(
+        format=pb.FORMAT_LATTICE,
+        bits=coding.bits,
+        rotated=coding.is_rotated,
+        dither_seed=coding.seed,
+    )
+
+
+def _coding(codec: pb.Codec) -> Coding | None:
+    if codec.format == pb.FORMAT_LATTICE:
+        return Lattice(codec.bits, codec.dither_seed, codec.rotated)
+    return FORMAT_OF.get(codec.format)
 
 
 def _sections(head: Head, spans: Sequence[Span]) -> list[pb.Section]:
@@ -146,7 +168,7 @@ def envelope(message: pb.MessageHeader) -> Envelope:
         version=message.protocol_version,
         run_id=message.run_id,
         fingerprint=message.model_fingerprint,
-        format=FORMAT_OF.get(message.codec.format),
+        coding=_coding(message.codec),
         sections=tuple(
             Span(section.first_element, section.first_element + section.elements)
             for section in message.sections
@@ -200,11 +222,11 @@ def check(message: Envelope, contract: Contract) -> Verdict:
         return Verdict.BAD_LENGTH
     if message.head.lost:
         return Verdict.ACCEPTED
-    if message.format is None or message.format not in contract.formats_of(message.head.kind):
+    if message.coding is None or not contract.takes(message.head.kind, message.coding):
         return Verdict.DECODE_FAILED
     if not _fit(message.head.metrics):
         return Verdict.BAD_METRIC
-    return _check_length(message, span, contract, message.format)
+    return _check_length(message, span, contract, message.coding)
 
 
 def _fit(metrics: Sequence[str]) -> bool:
@@ -213,12 +235,12 @@ def _fit(metrics: Sequence[str]) -> bool:
     return len(metrics) <= MAX_METRICS and sizes and len(set(metrics)) == len(metrics)
 
 
-def _check_length(message: Envelope, span: Span, contract: Contract, fmt: Format) -> Verdict:
+def _check_length(message: Envelope, span: Span, contract: Contract, coding: Coding) -> Verdict:
     sections = len(message.sections)
     fits = (
         1 <= sections <= contract.sections_of(message.head.kind)
         and all(section == span for section in message.sections)
-        and message.payload_bytes == sections * span.elements * fmt.itemsize
+        and message.payload_bytes == payload_bytes(coding, sections, span.elements)
     )
     return Verdict.ACCEPTED if fits else Verdict.BAD_LENGTH
 

@@ -57,6 +57,18 @@ RELAYING = {
         "faults.drop=0.2",
     ),
     "bfloat16 on the wire": ("topology.graph=chain", "transport.wire_format=bfloat16"),
+    "on the lattice, known losses": (
+        "topology.graph=star",
+        "transport.wire_format=lattice",
+        "faults.drop=0.2",
+    ),
+    "on the lattice, late, in any order, and twice": (
+        "topology.graph=chain",
+        "algorithm.overlap=true",
+        "transport.wire_format=lattice",
+        "faults.jitter_s=0.02",
+        "faults.duplicate=0.3",
+    ),
     "two trees, known losses": (
         "topology.graph=complete",
         "topology.tree=double-binary-trees",
@@ -120,12 +132,20 @@ def test_relaying_ends_as_in_the_simulator(
     assert_identical(daemons(*PATIENT, *QUADRATICS, *settings))
 
 
-@pytest.mark.parametrize("tree", ["spanning-tree", "double-binary-trees"])
+@pytest.mark.parametrize(
+    ("tree", "wire_format"),
+    [
+        ("spanning-tree", "float32"),
+        ("double-binary-trees", "float32"),
+        ("double-binary-trees", "lattice"),
+    ],
+)
 def test_models_that_are_still_sent_when_the_next_step_begins_end_as_in_the_simulator(
     daemons: Callable[..., Any],
     install: Callable[[int], Path],
     monkeypatch: pytest.MonkeyPatch,
     tree: str,
+    wire_format: str,
 ) -> None:
     """Above 1 MiB a message is formed while it is sent; what it is formed from moves on."""
     theirs = install(9000)  # 675,010 parameters
@@ -133,7 +153,8 @@ def test_models_that_are_still_sent_when_the_next_step_begins_end_as_in_the_simu
     edge = "faults.edge=[{sender = 'peer-0', receiver = 'peer-1', delay_s = 0.1}]"
     settings = ("task.name=theirs", "data.batch_size=8", "steps=12", "peers=3", edge)
     graph = ("topology.graph=complete", f"topology.tree={tree}")
-    assert_identical(daemons(*PATIENT, *settings, *graph, path=[theirs]))
+    wire = f"transport.wire_format={wire_format}"
+    assert_identical(daemons(*PATIENT, *settings, *graph, wire, path=[theirs]))
 
 
 @pytest.mark.parametrize("name", SYNCHRONOUS)
@@ -141,4 +162,13 @@ def test_every_synchronous_method_ends_as_in_the_simulator(
     daemons: Callable[..., Any], name: str
 ) -> None:
     method = (f"algorithm.name={name}", "topology.graph=ring", "faults.drop=0.1")
+    assert_identical(daemons(*PATIENT, *QUADRATICS, *method))
+
+
+@pytest.mark.parametrize("name", ["allreduce", "d2", "gradient-tracking", "sgp"])
+def test_other_methods_end_as_in_the_simulator_on_the_lattice(
+    daemons: Callable[..., Any], name: str
+) -> None:
+    wire = "transport.wire_format=lattice"
+    method = (f"algorithm.name={name}", "topology.graph=ring", "faults.drop=0.1", wire)
     assert_identical(daemons(*PATIENT, *QUADRATICS, *method))

@@ -120,7 +120,16 @@ class _FormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     FORMAT_F16: _Format.ValueType  # 4
     """IEEE 754 binary16."""
     FORMAT_LATTICE: _Format.ValueType  # 5
-    """Integers of `bits` bits: the element divided by `pitch`, rounded with dither, modulo 2^bits."""
+    """Integers modulo 2^bits, decoded next to a vector that the receiver has (its key): the last
+    message of the same sender, kind and tree in this epoch, times the ratio of the counts if it is
+    a sum. Each section is cut into blocks of 65536 elements, but for its last. A block is an int32
+    exponent e, a fixed64 checksum, and for each element x the integer z = x / 2^e, rounded at
+    random to one of the two next to it, modulo 2^bits, in bits / 8 bytes. The receiver takes the
+    integers congruent to what came that are nearest to its key divided by 2^e, and compares the
+    checksum: XXH3, 64 bits, seed (dither_seed + section + e) modulo 2^64, of all z as int32. If it
+    differs, the key is too far away: the verdict is DECODE_FAILED. An exponent outside -100 to 85
+    stands for elements that fit no lattice, with the same answer.
+    """
 
 class Format(_Format, metaclass=_FormatEnumTypeWrapper):
     """How elements are written as bytes; little endian."""
@@ -136,7 +145,16 @@ FORMAT_BF16: Format.ValueType  # 3
 FORMAT_F16: Format.ValueType  # 4
 """IEEE 754 binary16."""
 FORMAT_LATTICE: Format.ValueType  # 5
-"""Integers of `bits` bits: the element divided by `pitch`, rounded with dither, modulo 2^bits."""
+"""Integers modulo 2^bits, decoded next to a vector that the receiver has (its key): the last
+message of the same sender, kind and tree in this epoch, times the ratio of the counts if it is
+a sum. Each section is cut into blocks of 65536 elements, but for its last. A block is an int32
+exponent e, a fixed64 checksum, and for each element x the integer z = x / 2^e, rounded at
+random to one of the two next to it, modulo 2^bits, in bits / 8 bytes. The receiver takes the
+integers congruent to what came that are nearest to its key divided by 2^e, and compares the
+checksum: XXH3, 64 bits, seed (dither_seed + section + e) modulo 2^64, of all z as int32. If it
+differs, the key is too far away: the verdict is DECODE_FAILED. An exponent outside -100 to 85
+stands for elements that fit no lattice, with the same answer.
+"""
 global___Format = Format
 
 class _Verdict:
@@ -172,7 +190,9 @@ class _VerdictEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTy
     VERDICT_NOT_FINITE: _Verdict.ValueType  # 12
     """The payload holds NaN or infinity."""
     VERDICT_DECODE_FAILED: _Verdict.ValueType  # 13
-    """A lattice payload is too far from the receiver's key."""
+    """The receiver does not take this format; or a lattice payload is too far from its key, or it has
+    no key: worth another try with wanted_bits.
+    """
     VERDICT_BUSY: _Verdict.ValueType  # 14
     """The receiver's buffers are taken; worth another try after retry_after_ms."""
     VERDICT_VERSION: _Verdict.ValueType  # 15
@@ -212,7 +232,9 @@ VERDICT_CHECKSUM: Verdict.ValueType  # 11
 VERDICT_NOT_FINITE: Verdict.ValueType  # 12
 """The payload holds NaN or infinity."""
 VERDICT_DECODE_FAILED: Verdict.ValueType  # 13
-"""A lattice payload is too far from the receiver's key."""
+"""The receiver does not take this format; or a lattice payload is too far from its key, or it has
+no key: worth another try with wanted_bits.
+"""
 VERDICT_BUSY: Verdict.ValueType  # 14
 """The receiver's buffers are taken; worth another try after retry_after_ms."""
 VERDICT_VERSION: Verdict.ValueType  # 15
@@ -287,25 +309,25 @@ class Codec(google.protobuf.message.Message):
 
     FORMAT_FIELD_NUMBER: builtins.int
     BITS_FIELD_NUMBER: builtins.int
-    PITCH_FIELD_NUMBER: builtins.int
+    ROTATED_FIELD_NUMBER: builtins.int
     DITHER_SEED_FIELD_NUMBER: builtins.int
     format: global___Format.ValueType
     """How elements are written."""
     bits: builtins.int
-    """Lattice only: bits for each element."""
-    pitch: builtins.float
-    """Lattice only: side of the lattice."""
+    """Lattice only: bits for each element, 8 or 16."""
+    rotated: builtins.bool
+    """Lattice only: each block went through a Hadamard transform, as peer/codec/rotation.py tells."""
     dither_seed: builtins.int
-    """Lattice only: seed of the dither."""
+    """Lattice only: seed of the rounding, and of checksums."""
     def __init__(
         self,
         *,
         format: global___Format.ValueType = ...,
         bits: builtins.int = ...,
-        pitch: builtins.float = ...,
+        rotated: builtins.bool = ...,
         dither_seed: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bits", b"bits", "dither_seed", b"dither_seed", "format", b"format", "pitch", b"pitch"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bits", b"bits", "dither_seed", b"dither_seed", "format", b"format", "rotated", b"rotated"]) -> None: ...
 
 global___Codec = Codec
 
@@ -469,22 +491,27 @@ class RelayResponse(google.protobuf.message.Message):
     VERDICT_FIELD_NUMBER: builtins.int
     EPOCH_FIELD_NUMBER: builtins.int
     STEP_FIELD_NUMBER: builtins.int
-    MAX_DISTANCE_FIELD_NUMBER: builtins.int
+    MAX_DISTANCES_FIELD_NUMBER: builtins.int
     WANTED_BITS_FIELD_NUMBER: builtins.int
     RETRY_AFTER_MS_FIELD_NUMBER: builtins.int
     verdict: global___Verdict.ValueType
     """What became of it."""
     step: builtins.int
     """The receiver's step."""
-    max_distance: builtins.float
-    """Largest distance of an element from the receiver's key; the sender picks the pitch from it."""
     wanted_bits: builtins.int
-    """After DECODE_FAILED: how many bits would do."""
+    """After DECODE_FAILED: how many bits to try next; 0 asks for full precision."""
     retry_after_ms: builtins.int
     """After BUSY and EPOCH_AHEAD: when to try again."""
     @property
     def epoch(self) -> global___Epoch:
         """The receiver's epoch."""
+
+    @property
+    def max_distances(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """After ACCEPTED, in a run whose messages travel on the lattice: for each section the largest
+        distance of an element from the receiver's key, in whatever format it came; the sender picks the
+        pitch of the next message from it. Empty if the receiver had no key.
+        """
 
     def __init__(
         self,
@@ -492,12 +519,12 @@ class RelayResponse(google.protobuf.message.Message):
         verdict: global___Verdict.ValueType = ...,
         epoch: global___Epoch | None = ...,
         step: builtins.int = ...,
-        max_distance: builtins.float = ...,
+        max_distances: collections.abc.Iterable[builtins.float] | None = ...,
         wanted_bits: builtins.int = ...,
         retry_after_ms: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "max_distance", b"max_distance", "retry_after_ms", b"retry_after_ms", "step", b"step", "verdict", b"verdict", "wanted_bits", b"wanted_bits"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "max_distances", b"max_distances", "retry_after_ms", b"retry_after_ms", "step", b"step", "verdict", b"verdict", "wanted_bits", b"wanted_bits"]) -> None: ...
 
 global___RelayResponse = RelayResponse
 

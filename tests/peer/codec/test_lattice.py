@@ -104,7 +104,7 @@ def test_vectors_of_all_sizes(elements: int, dtype: torch.dtype, bits: int) -> N
     random = torch.Generator().manual_seed(elements)
     x = torch.randn(elements, generator=random).to(dtype)
     key = (x + 0.01 * torch.randn(elements, generator=random)).to(dtype)
-    far = distance(x, key, 1.0, SEED, is_rotated=False)
+    far = distance(x, key, 1.0, is_rotated=False)
     ok, out, seen = decoded(encoded(x, bits, far=far), key, bits)
     assert ok
     pitch = pitch_for(far, 5)
@@ -324,7 +324,7 @@ def test_rotated_vectors_come_back(elements: int, dtype: torch.dtype) -> None:
     x = torch.randn(elements, generator=random, dtype=dtype)
     key = x.clone()
     key[: elements // 100] += 1.0  # a few elements are far away
-    far = distance(x, key, 1.0, SEED, is_rotated=True)
+    far = distance(x, key, 1.0, is_rotated=True)
     data = Encoder(8, SEED, far, is_rotated=True).encode(x)
     out = torch.empty_like(x)
     decoder = Decoder(8, SEED, key, is_rotated=True)
@@ -335,5 +335,5 @@ def test_rotated_vectors_come_back(elements: int, dtype: torch.dtype) -> None:
         assert float((error**2).mean().sqrt()) <= pitch
         assert decoder.distance == pytest.approx(far, abs=2 * pitch)
     if elements == BLOCK:
-        plain = distance(x, key, 1.0, SEED, is_rotated=False)
+        plain = distance(x, key, 1.0, is_rotated=False)
         assert far < plain / 2, "rotation spreads what a few elements are off by"

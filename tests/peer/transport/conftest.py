@@ -112,8 +112,8 @@ class RecordingReports(Events):
     def retried(self, peer: str, reason: str) -> None:
         self.add("retried", peer, reason)
 
-    def bytes_out(self, count: int) -> None:
-        self.add("bytes_out", count)
+    def bytes_out(self, count: int, wire_format: str) -> None:
+        self.add("bytes_out", count, wire_format)
 
 
 class VectorOutgoing:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from peer.algorithms.core import Verdict
 from peer.codec import Format, encode, roundtrip
-from peer.transport.assembly import Assembly
+from peer.transport.assembly import Assembly, PlainAssembly
 from peer.transport.wire import MalformedError
 
 
@@ -38,7 +38,7 @@ def test_chunks_may_end_anywhere(
     vector = torch.tensor(values, dtype=dtype)
     payload = bytes(encode(vector, fmt))
     cuts = data.draw(st.lists(st.integers(0, len(payload)), max_size=6))
-    assembly = Assembly(torch.full_like(vector, torch.nan), 2, fmt)
+    assembly = PlainAssembly(torch.full_like(vector, torch.nan), 2, fmt)
     assert feed(assembly, payload, cuts) is Verdict.ACCEPTED
     first, second = assembly.take()
     assert first.shape == second.shape == (len(values) // 2,)
@@ -50,7 +50,7 @@ def test_damage_is_found(position: int, flip: int) -> None:
     payload = bytearray(encode(torch.ones(20), Format.FLOAT32))
     checksum = zlib.crc32(payload)
     payload[position] ^= flip
-    assembly = Assembly(torch.zeros(20), 1, Format.FLOAT32)
+    assembly = PlainAssembly(torch.zeros(20), 1, Format.FLOAT32)
     verdict = assembly.add(0, bytes(payload))
     if verdict is Verdict.ACCEPTED:
         verdict = assembly.finish(checksum)
@@ -60,7 +60,7 @@ def test_damage_is_found(position: int, flip: int) -> None:
 @pytest.mark.parametrize("bytes_missing", [1, 4, 80])
 def test_too_short(bytes_missing: int) -> None:
     payload = bytes(80 - bytes_missing)
-    assembly = Assembly(torch.zeros(20), 1, Format.FLOAT32)
+    assembly = PlainAssembly(torch.zeros(20), 1, Format.FLOAT32)
     assert assembly.add(0, payload) is Verdict.ACCEPTED
     assert assembly.finish(zlib.crc32(payload)) is Verdict.BAD_LENGTH
 
@@ -68,7 +68,7 @@ def test_too_short(bytes_missing: int) -> None:
 @pytest.mark.parametrize("first", [0, 4, 79, 80])
 def test_too_long_is_found_before_it_is_written(first: int) -> None:
     buffer = torch.zeros(40)
-    assembly = Assembly(buffer[:20], 1, Format.FLOAT32)
+    assembly = PlainAssembly(buffer[:20], 1, Format.FLOAT32)
     assert assembly.add(0, b"\x01" * first) is Verdict.ACCEPTED
     assert assembly.add(first, b"\x01" * (81 - first)) is Verdict.BAD_LENGTH
     assert not buffer[20:].any()
@@ -76,7 +76,7 @@ def test_too_long_is_found_before_it_is_written(first: int) -> None:
 
 @pytest.mark.parametrize("offset", [0, 4, 12, 2**64 - 8])
 def test_gaps_and_overlaps_are_malformed(offset: int) -> None:
-    assembly = Assembly(torch.zeros(20), 1, Format.FLOAT32)
+    assembly = PlainAssembly(torch.zeros(20), 1, Format.FLOAT32)
     assembly.add(0, bytes(8))
     with pytest.raises(MalformedError, match="expected 8"):
         assembly.add(offset, bytes(8))
@@ -85,12 +85,12 @@ def test_gaps_and_overlaps_are_malformed(offset: int) -> None:
 def test_what_is_not_finite_ends_the_message_at_once() -> None:
     vector = torch.zeros(20)
     vector[3] = torch.inf
-    assembly = Assembly(torch.zeros(20), 1, Format.FLOAT32)
+    assembly = PlainAssembly(torch.zeros(20), 1, Format.FLOAT32)
     assert assembly.add(0, encode(vector[:10], Format.FLOAT32)) is Verdict.NOT_FINITE
 
 
 def test_a_message_of_no_elements_is_whole() -> None:
-    assembly = Assembly(torch.zeros(0), 1, Format.FLOAT32)
+    assembly = PlainAssembly(torch.zeros(0), 1, Format.FLOAT32)
     assert assembly.finish(0) is Verdict.ACCEPTED
     assert [vector.shape for vector in assembly.take()] == [(0,)]
 
@@ -99,7 +99,7 @@ def test_a_message_of_no_elements_is_whole() -> None:
 def test_lets_its_buffer_go(way: Any) -> None:
     buffer = torch.zeros(4)
     memory = weakref.ref(buffer)
-    assembly = Assembly(buffer, 1, Format.FLOAT32)
+    assembly = PlainAssembly(buffer, 1, Format.FLOAT32)
     del buffer
     way(assembly)
     assert memory() is None

@@ -62,7 +62,7 @@ def test_delivers_in_the_contracts_format(tools: Any, fmt: Format, elements: int
     swarm.reports.wait("sent")
     ((_, (vector,)),) = swarm.handler.of("received")
     assert torch.equal(vector, outgoing.vectors[0].to(fmt.dtype).to(torch.float32))
-    counted = sum(count for (count,) in swarm.reports.of("bytes_out"))
+    counted = sum(count for count, _ in swarm.reports.of("bytes_out"))
     payload = elements * fmt.itemsize
     assert payload < counted < payload + 1000
 
@@ -72,7 +72,7 @@ def test_both_sides_count_the_same_bytes(tools: Any, elements: int) -> None:
     swarm = tools.Swarm(tools, elements)
     swarm.send()
     swarm.reports.wait("sent")
-    out = sum(count for (count,) in swarm.reports.of("bytes_out"))
+    out = sum(count for count, _ in swarm.reports.of("bytes_out"))
     assert out == sum(count for (count,) in swarm.handler.of("bytes_in"))
 
 
@@ -106,7 +106,7 @@ def test_an_early_refusal_saves_the_payload(tools: Any) -> None:
     swarm.handler.judge = lambda _: Verdict.STALE_STEP
     swarm.send()
     swarm.reports.wait("sent")
-    assert sum(count for (count,) in swarm.reports.of("bytes_out")) < 16_000_000  # half
+    assert sum(count for count, _ in swarm.reports.of("bytes_out")) < 16_000_000  # half
 
 
 # --- losses on purpose ----------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_a_known_loss_is_announced(tools: Any, elements: int) -> None:
     assert (announced.step, announced.sender) == (head.step, head.sender)
     assert outgoing.closed == 1
     assert not outgoing.read_from
-    assert 0 < sum(count for (count,) in swarm.reports.of("bytes_out")) < 200
+    assert 0 < sum(count for count, _ in swarm.reports.of("bytes_out")) < 200
     assert not swarm.handler.of("received")
 
 

@@ -50,7 +50,7 @@ def test_names_of_metrics_travel_with_their_sections(
     assert {section.role for section in message.sections} <= {pb.SECTION_ROLE_METRIC}
     envelope = wire.envelope(message)
     assert envelope.head == head
-    assert envelope.format is Format.FLOAT64  # whatever models travel as
+    assert envelope.coding is Format.FLOAT64  # whatever models travel as
     assert envelope.payload_bytes == 24 * len(names)
 
 
@@ -91,7 +91,7 @@ def test_a_head_comes_back_from_its_header(
     )
     envelope = wire.envelope(message)
     assert envelope.head == head
-    assert (envelope.run_id, envelope.fingerprint, envelope.format) == ("run", 7, fmt)
+    assert (envelope.run_id, envelope.fingerprint, envelope.coding) == ("run", 7, fmt)
     assert envelope.sections == tuple(spans)
     assert envelope.payload_bytes == 5 * fmt.itemsize * sections
     assert message.attempt == attempt

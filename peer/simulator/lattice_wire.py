@@ -1,0 +1,76 @@
+"""Messages on the lattice, in the simulated network: what transport does between two daemons.
+
+A message is encoded and decoded when it arrives. By then those sent before over its edge have been
+answered, as for a daemon, which encodes a message when its turn has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from peer.algorithms.core import Head, PeerId
+from peer.codec import default_format
+from peer.codec.edges import Forecast, Key, Keys, Lattice, LatticeSetting, payload_bytes
+from peer.codec.lattice import FULL_PRECISION
+
+Vectors = tuple[Tensor, ...]
+
+
+class LatticeWire:
+    """All edges of a simulated swarm; `wrote(sender, bytes)` is told of each try."""
+
+    def __init__(
+        self, setting: LatticeSetting, seed: int, wrote: Callable[[PeerId, int], None]
+    ) -> None:
+        self._setting, self._seed, self._wrote = setting, seed, wrote
+        self._forecasts: dict[tuple[PeerId, PeerId], Forecast] = {}
+        self._keys: dict[PeerId, Keys] = {}
+
+    def __call__(self, sender: PeerId, to: PeerId, head: Head, payload: Vectors) -> Vectors:
+        """What the receiver gets."""
+        edge = (sender, to)
+        if edge not in self._forecasts:
+            self._forecasts[edge] = Forecast(self._setting, self._seed, to)
+        forecast, keys = self._forecasts[edge], self._keys.setdefault(to, Keys(self._setting))
+        key = keys.find(head, len(payload))
+        vectors, distances = self._decoded(head, payload, forecast, key)
+        forecast.answered(head, distances)
+        keys.remember(head, vectors)
+        return vectors
+
+    def _decoded(
+        self, head: Head, payload: Vectors, forecast: Forecast, key: Key | None
+    ) -> tuple[Vectors, tuple[float, ...]]:
+        """The payload after the first try that succeeds, and its distances from the key."""
+        lattice = forecast.coding(head, len(payload))
+        while lattice is not None:
+            self._write(head, payload, lattice)
+            wanted = FULL_PRECISION
+            if key is not None:
+                vectors, distances, wanted = _through(lattice, payload, key)
+                if vectors is not None:
+                    return vectors, distances
+            lattice = forecast.coding(head, len(payload), wanted)
+        self._write(head, payload, None)
+        return payload, key.distances(payload) if key else ()
+
+    def _write(self, head: Head, payload: Vectors, lattice: Lattice | None) -> None:
+        for vector in payload:
+            coding = lattice or default_format(vector.dtype)
+            self._wrote(head.sender, payload_bytes(coding, 1, vector.numel()))
+
+
+def _through(
+    lattice: Lattice, payload: Vectors, key: Key
+) -> tuple[Vectors | None, tuple[float, ...], int]:
+    """Encode and decode: the result or None, the distances, and the bits wanted after a failure."""
+    decoders = key.decoders(lattice)
+    vectors = tuple(torch.empty_like(vector) for vector in payload)
+    for section, (vector, out) in enumerate(zip(payload, vectors, strict=True)):
+        decoder = decoders[section]
+        if not decoder.decode(lattice.encoder(section).encode(vector), 0, out):
+            return None, (), decoder.wanted_bits
+    return vectors, tuple(decoder.distance for decoder in decoders), FULL_PRECISION
