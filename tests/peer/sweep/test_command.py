@@ -98,7 +98,10 @@ def test_what_may_not_be_meant_is_said_once(simulate, tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_a_sweep_at_once_and_keeps_what_is_done(tmp_path: Path) -> None:
     """Twice, as impatient people press it."""
-    command = [sys.executable, "-c", "from peer.cli import main; main()", "simulate", *SMALL]
+    # A shell in the background has its children ignore SIGINT; so may whoever runs the tests.
+    heed = "from signal import *; signal(SIGINT, default_int_handler)"
+    main = f"{heed}; from peer.cli import main; main()"
+    command = [sys.executable, "-c", main, "simulate", *SMALL]
     command += ["--steps=300", "--seeds=50", "--jobs=2", "--stacked=off", f"--output={tmp_path}"]
     root = Path(peer.__file__).parents[1]
     sweep = subprocess.Popen(
