@@ -6,9 +6,12 @@ Gamma is the variance of the models, sum over i of ||X_i - mu||^2 (equation 6).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction as F
 from functools import cache
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -108,6 +111,45 @@ def test_the_potential_grows_with_the_square_of_rate_and_local_steps(blocking: b
     four_fold_rate = measured("complete", 1, 0.02, 1.0, blocking=blocking)[0][30:].mean()
     assert 9 < four_fold_rate / base < 17
     assert 9 < four_steps / base < 17
+
+
+class Recorded(Quadratics):
+    """Quadratics that keep the largest squared norm of a full gradient of any peer on its way."""
+
+    largest = 0.0
+
+    def __call__(self, peers: Sequence[int], step: int, lr_scale: float, models: Tensor) -> None:
+        x = models.view(len(peers), *self.shape)
+        gradient = x @ self._hessian[list(peers)] + self._offset[list(peers)]
+        self.largest = max(self.largest, float(gradient.square().sum(-1).max()))
+        super().__call__(peers, step, lr_scale, models)
+
+
+@FORMS
+def test_the_potential_stays_below_its_bound(blocking: bool) -> None:
+    """Lemma 3: "E[Gamma_t] <= 2 n eta^2 H^2 M^2 (2r/lambda_2 + 4r^2/lambda_2^2)", where M^2 bounds
+    the second moment of the gradients. On the complete graph r = n - 1 and lambda_2 = n."""
+    n, lr, noise = 8, 0.02, 0.1
+    config = swarm_config("swarmsgd", "complete", n, 60, options={"blocking": blocking})
+    chosen = problems(n, range(8), (1.0,), r0=1)  # the mean is over their noise
+    descent = Recorded(chosen, torch.full((8, 1), lr), noise=noise)
+    gamma = []
+
+    def watch(done: int, models: Tensor) -> bool:  # noqa: ARG001
+        gamma.append((models - models.mean(0)).square().sum() / len(chosen))
+        return False
+
+    run(config, descent, 8 * 10, watch)
+    ratio = (n - 1) / n  # r / lambda_2
+    bound = 2 * n * lr**2 * (descent.largest + noise) * (2 * ratio + 4 * ratio**2)
+    optima = torch.stack([torch.from_numpy(local_optima(problem)) for problem in chosen])
+    apart = (optima - optima.mean(1, keepdim=True)).square().sum() / len(chosen)
+    assert 0 < max(gamma) < bound < apart  # who does not average ends at its own optimum
+
+
+def local_optima(problem: Any) -> Any:
+    """Where each f_i(x) = ||A_i x + b_i||^2 is least, (n, d)."""
+    return -np.linalg.solve(problem.a, problem.b[..., None])[..., 0]
 
 
 @FORMS
