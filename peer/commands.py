@@ -147,6 +147,14 @@ def peer(
         bool, typer.Option("--reflection", help="Serve gRPC reflection, for grpcurl and the like.")
     ] = False,
     as_json: AsJson = False,
+    allow_task: Annotated[
+        list[str] | None,
+        typer.Option(help="A task of a package that the coordinator may choose. Repeatable."),
+    ] = None,
+    allow_algorithm: Annotated[
+        list[str] | None,
+        typer.Option(help="Likewise an algorithm of a package. Repeatable."),
+    ] = None,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
@@ -175,6 +183,8 @@ def peer(
         resume=resume,
         reflection=reflection,
         json_events=as_json,
+        allow_tasks=tuple(allow_task or ()),
+        allow_algorithms=tuple(allow_algorithm or ()),
         security=Security(tls_ca, tls_cert, tls_key, tls_clients, token_file, insecure),
     )
     raise typer.Exit(run(options))

@@ -6,7 +6,7 @@ Built-in names go first. Nothing is imported but what was asked for.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
@@ -24,6 +24,24 @@ class Offers:
     def known(self, built_in: Iterable[str]) -> list[str]:
         """All names that this installation has, in alphabetical order."""
         return sorted({*built_in, *(entry.name for entry in entry_points(group=self.group))})
+
+    def require_allowed(
+        self, name: str, built_in: Iterable[str], allowed: Collection[str], flag: str
+    ) -> None:
+        """Raise ConfigError unless `name` is built in, or offered and one of the `allowed`.
+
+        For names that another machine has chosen; nothing is imported.
+        """
+        known = self.known(built_in)
+        if name not in known:
+            raise self._unknown(name, known)
+        if name not in built_in and name not in allowed:
+            raise ConfigError(
+                self.field,
+                name,
+                f"this {self.noun} is a package's, and has not been allowed here",
+                f"if you trust that package, start this peer with {flag} {name}",
+            )
 
     def load(self, name: str, built_in: Iterable[str]) -> object:
         """What is offered as `name`. Raises ConfigError if nothing is, or it cannot be imported."""

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import torch
 
+from peer import config as algorithms
+from peer.algorithms import ALGORITHMS
 from peer.announce import Announcer
 from peer.checkpoints import Checkpoints
 from peer.config import build_algorithm, find_algorithm
 from peer.daemon import Daemon
 from peer.faults import FaultPlan
 from peer.metrics import PeerMetrics
+from peer.tasks import registry as tasks
 from peer.tasks.registry import load_task
 from peer.training.checkpoint import export_model
 from peer.training.trainer import Trainer, make_site
@@ -58,6 +61,8 @@ class PeerOptions:
     reflection: bool = False
     json_events: bool = False
     security: Security = PLAIN
+    allow_tasks: tuple[str, ...] = ()  # of packages; built-in ones always are
+    allow_algorithms: tuple[str, ...] = ()
 
 
 class Parts:
@@ -71,6 +76,7 @@ class Parts:
     ) -> None:
         self.options = options
         config = run_config.parse(candidate.run_config)
+        _require_allowed(config, options)
         site = make_site(config, candidate.shard, options.data_dir)
         self.trainer = Trainer(load_task(config.task), config, site, _device(options.device))
         self.checkpoints = Checkpoints(options.state_dir, self.trainer, metrics, candidate.peer_id)
@@ -183,6 +189,16 @@ def _contract(config: RunConfig, trainer: Trainer) -> Contract:
         lattice=lattice_setting(config),
         seed=config.seed,
     )
+
+
+def _require_allowed(config: RunConfig, options: PeerOptions) -> None:
+    """A coordinator names tasks and algorithms; which packages that may import, this operator."""
+    known = (
+        (tasks.OFFERS, config.task.name, tasks.BUILT_IN, options.allow_tasks),
+        (algorithms.OFFERS, config.algorithm.name, ALGORITHMS, options.allow_algorithms),
+    )
+    for offers, name, built_in, allowed in known:
+        offers.require_allowed(name, built_in, allowed, f"--allow-{offers.noun}")
 
 
 def _device(name: str) -> str:

@@ -31,6 +31,10 @@ UNBIASED = frozenset({"relaysgd", "d2", "gradient-tracking"})
 a step is one optimizer step."""
 
 
+LONGEST = 1 << 20
+"""Characters of a config's text: it may come from another machine."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -319,10 +323,13 @@ def parse(text: str, overrides: Iterable[str] = (), source: str = "run config") 
 
     Raises ConfigError, naming the field, for anything unknown or out of range.
     """
+    if len(text) > LONGEST:
+        problem = f"longer than {LONGEST} characters"
+        raise ConfigError(source, f"{text[:40]}...", problem, "leave out what is not of the run")
     try:
         tree: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(source, error.args[0], "not valid TOML", "mend that line") from error
+    except (ValueError, RecursionError) as error:  # also digits without end, and brackets
+        raise ConfigError(source, str(error), "not valid TOML", "mend that line") from error
     for override in overrides:
         _apply(tree, override)
     return validate(tree)
@@ -366,7 +373,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text  # a bare word is a string
 
 

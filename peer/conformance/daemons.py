@@ -61,7 +61,7 @@ def _run(config: RunConfig, directory: Path) -> dict[str, Mapping[str, Any]]:
     for name in (LOGS, STATE):
         (directory / name).mkdir()
     (directory / CONFIG).write_text(config.to_toml(), encoding="utf-8")
-    commands = LocalCommands(directory, "cpu", None)
+    commands = LocalCommands(directory, "cpu", None, config)
     with LocalSwarm(commands, peer_ids(config.peers), directory / LOGS) as swarm:
         swarm.start()
         try:

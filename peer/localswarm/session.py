@@ -100,7 +100,7 @@ def up(config: RunConfig, options: SessionOptions, commands: Commands | None = N
     first = check(config, options)
     directory = options.report
     _prepare(config, directory)
-    commands = commands or LocalCommands(directory, options.device, options.data_dir)
+    commands = commands or LocalCommands(directory, options.device, options.data_dir, config)
     progress = Progress(config, peer_ids(config.peers))
     with choose_display(progress, as_json=options.as_json) as display, _interruptible():
         swarm = LocalSwarm(commands, progress.expected, directory / LOGS)

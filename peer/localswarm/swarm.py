@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from peer.algorithms.core import peer_order
 from peer.localswarm.process import Child, Ended, Inbox, Said, own_command
+from relayswarm.config import RunConfig
 from relayswarm.errors import ExitCode, JoinError, QuorumError, RelayswarmError
 
 COORDINATOR = "coordinator"
@@ -34,8 +35,13 @@ class Commands(Protocol):
 class LocalCommands:
     """`relayswarm coordinator` and `relayswarm peer`, on loopback with ports the system chooses."""
 
-    def __init__(self, directory: Path, device: str, data_dir: Path | None) -> None:
+    def __init__(
+        self, directory: Path, device: str, data_dir: Path | None, config: RunConfig
+    ) -> None:
         self._directory = directory
+        # whoever starts both says what may be imported
+        task, algorithm = config.task.name, config.algorithm.name
+        self._allowed = ("--allow-task", task, "--allow-algorithm", algorithm)
         self._device = device
         self._data_dir = data_dir
 
@@ -47,7 +53,7 @@ class LocalCommands:
     def peer(self, peer: str, coordinator: str) -> Sequence[str]:
         state = str(self._directory / STATE / peer)
         options = ["--id", peer, "--coordinator", coordinator, "--state-dir", state]
-        options += ["--device", self._device, "--json"]
+        options += ["--device", self._device, "--json", *self._allowed]
         if self._data_dir is not None:
             options += ["--data-dir", str(self._data_dir)]
         return own_command("peer", *options)

@@ -28,6 +28,7 @@ KEPT = 2
 FORMAT = 1
 
 _NAME = re.compile(r"checkpoint-(\d{8})\.safetensors")
+_HEADER = {"run_id": str, "peer": str, "step": int, "fingerprint": int, "values": dict}
 _log = logging.getLogger(__name__)
 
 
@@ -94,7 +95,7 @@ def load_latest(directory: Path) -> Checkpoint | None:
     for _, path in reversed(existing):
         try:
             return _read(path)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, LookupError, ValueError, RecursionError) as error:
             problem = problem or str(error)
             _log.warning("checkpoint %s is damaged and passed over: %s", path, error)
     if not existing:
@@ -146,8 +147,10 @@ def _read(path: Path) -> Checkpoint:
     if _checksum(tensors, text) != metadata["sha256"]:
         raise ValueError("its checksum does not match its contents")
     header = json.loads(text)
-    if header.pop("format") != FORMAT:
+    if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
         raise ValueError("it was written by another version")
+    if {name: type(value) for name, value in header.items()} != _HEADER:
+        raise ValueError("its header is not that of a checkpoint")
     return Checkpoint(tensors=tensors, **header)
 
 

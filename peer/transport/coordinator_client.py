@@ -8,6 +8,7 @@ has, and this line mends itself.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from peer.transport.topology_watch import (
 )
 from peer.transport.wire import epoch_message, swarm_message
 from relayswarm import config as run_config
+from relayswarm.config import RunConfig
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
 from relayswarm.errors import JoinError
@@ -48,6 +50,7 @@ GOODBYE_TIMEOUT_S = 2.5
 PROGRESS_EVERY_S = 5.0  # between log lines while the coordinator is away
 
 T = TypeVar("T")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
@@ -129,6 +132,9 @@ class CoordinatorClient:
         """
         response = self._join_until(_join_request(info), patience_s)
         config = run_config.parse(response.run_config, source="run config of the coordinator")
+        problem = _problem(response, config, info)
+        if problem:
+            raise JoinError(f"the coordinator at {self.address} sends nonsense: {problem}")
         self._run_id, self._lease_s = response.run_id, response.lease_ms / 1000
         self._correct_lr = config.optimizer.relay_lr_correction
         return Joined(
@@ -300,6 +306,19 @@ class _Closed(grpc.RpcError):
 
     def details(self) -> str:
         return "this line is closed"
+
+
+def _problem(response: pb.JoinResponse, config: RunConfig, info: JoinInfo) -> str:
+    """What cannot be in an answer, or ''."""
+    if response.run_id != config.run_id:
+        return "run_id: not that of its run config"
+    if not _ID.fullmatch(response.peer_id) or info.peer_id not in ("", response.peer_id):
+        return f"peer_id = {response.peer_id[:64]!r}: not the one that was asked for, or no id"
+    if response.shard >= config.shards:
+        return f"shard = {response.shard}: there are {config.shards}"
+    if not response.lease_ms:
+        return "lease_ms = 0: no time to renew it"
+    return ""
 
 
 def _join_request(info: JoinInfo) -> pb.JoinRequest:

@@ -7,6 +7,8 @@ is handed out once, and never one that is older than the last.
 from __future__ import annotations
 
 import logging
+import math
+import re
 import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -16,10 +18,16 @@ import grpc
 
 from peer.algorithms.core import Epoch, PeerId, View
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
+from relayswarm.errors import ConfigError
+from relayswarm.net.address import split_address
+from relayswarm.net.sparing import shortened
 
 log = logging.getLogger("relayswarm.peer")
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 1.0  # pauses between tries double from one to the other
+
+MAX_TREES = 2
+_RATIO = re.compile(r"[0-9]{1,400}(/[1-9][0-9]{0,399})?")
 
 OnView: TypeAlias = Callable[[View, dict[PeerId, str]], None]
 """Called with a view, and the address of each of its members."""
@@ -100,7 +108,11 @@ class TopologyWatch:
             self._on_waiting(response.waiting.present, response.waiting.needed)
         if not response.HasField("view"):
             return
-        view = to_view(response.view, self._me, correct_lr=self._correct_lr)
+        try:
+            view = to_view(response.view, self._me, correct_lr=self._correct_lr)
+        except (ValueError, ConfigError) as error:
+            log.warning("a view that cannot be is passed over: %s", shortened(str(error)))
+            return
         if view.epoch.age <= self._seen.age:
             return  # told again after the stream was mended
         self._seen = view.epoch
@@ -116,8 +128,10 @@ class TopologyWatch:
 def to_view(message: pb.View, me: PeerId, *, correct_lr: bool = False) -> View:
     """A view from the wire, as algorithms know it; everything in visiting order.
 
-    With `correct_lr` its `lr_scale` is the trees' exact learning-rate factor, else 1.
+    With `correct_lr` its `lr_scale` is the trees' exact learning-rate factor, else 1. Raises
+    ValueError if it contradicts itself, or is not a view of `me`; ConfigError for no address.
     """
+    _check(message, me)
     epoch = message.epoch
     return View(
         epoch=Epoch(epoch.term, epoch.number, epoch.digest),
@@ -130,6 +144,24 @@ def to_view(message: pb.View, me: PeerId, *, correct_lr: bool = False) -> View:
         lr_scale=Fraction(message.lr_factor) if correct_lr else 1,
         diameter=message.diameter,
     )
+
+
+def _check(message: pb.View, me: PeerId) -> None:
+    """A peer must not stumble over what its coordinator says."""
+    members = {member.peer_id for member in message.members}
+    for member in message.members:
+        split_address(member.address, f"address of {member.peer_id}")
+    behind = [neighbour for tree in message.trees for neighbour in tree.neighbours]
+    mixed = [entry.peer_id for entry in message.mixing]
+    named = {me, *message.neighbours, *mixed, *(one.peer_id for one in behind)}
+    if named - members or len(members) < len(message.members):
+        raise ValueError(f"members = {sorted(members)}: not those that it names, or some twice")
+    if len(message.trees) > MAX_TREES or any(not 0 < k.behind < len(members) for k in behind):
+        raise ValueError("trees: more than there can be, or other counts than of members")
+    if not all(math.isfinite(entry.weight) for entry in message.mixing):
+        raise ValueError("mixing: a weight is not finite")
+    if not _RATIO.fullmatch(message.lr_factor):
+        raise ValueError(f"lr_factor = {message.lr_factor!r}: not a ratio of numbers")
 
 
 def words(error: grpc.RpcError) -> str:

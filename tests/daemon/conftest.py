@@ -324,7 +324,8 @@ def daemons(zygote: Zygote, tmp_path: Path) -> Iterator[Daemons]:
         swarm = Swarm(zygote, tmp_path / f"swarm-{next(numbers)}", config, flags)
         swarms.append(swarm)
         if start:
-            swarm.add_all(path=path)
+            allowed = ("--allow-task", swarm.config.task.name) if path else ()
+            swarm.add_all(*allowed, path=path)
         return swarm
 
     yield start

@@ -46,13 +46,34 @@ def test_another_model_is_refused(
 ) -> None:
     """As when a task's package is newer on one machine than on the others."""
     swarm = daemons("task.name=theirs", "topology.graph=chain", peers=2, start=False)
-    swarm.add("peer-0", path=[install(20)]).until("waiting")
-    other = swarm.add("peer-1", path=[install(30)])
+    allowed = ("--allow-task", "theirs")
+    swarm.add("peer-0", *allowed, path=[install(20)]).until("waiting")
+    other = swarm.add("peer-1", *allowed, path=[install(30)])
     assert other.exit_code() == 3
     (line,) = other.log.splitlines()
     assert re.search(r"refused: model_fingerprint = 0x\w{16}: the run's is 0x\w{16}", line)
     assert line.endswith("use the same task, options and code on all peers")
     assert swarm.coordinator.until("join_refused")["reason"] == "fingerprint"
+
+
+def test_a_coordinator_cannot_have_a_package_imported(
+    daemons: Callable[..., Any], install: Callable[[int], Path]
+) -> None:
+    """Only what is built in, and what this peer's operator has named."""
+    swarm = daemons("task.name=theirs", "topology.graph=chain", peers=1, start=False)
+    folder = install(20)
+    traced = folder / "theirs.py"
+    traced.write_text(f"open({str(folder / 'imported')!r}, 'w').close()\n{traced.read_text()}")
+    refused = swarm.add("peer-0", path=[folder])
+    assert refused.exit_code() == 2
+    (line,) = refused.log.splitlines()
+    assert line == (
+        "error: task.name = 'theirs': this task is a package's, and has not been allowed here; "
+        "if you trust that package, start this peer with --allow-task theirs"
+    )
+    assert not (folder / "imported").exists()
+    swarm.add("peer-0", "--allow-task", "theirs", path=[folder]).until("peer_started")
+    assert (folder / "imported").exists()
 
 
 def test_an_id_that_is_taken_later_ends_the_earlier_peer(daemons: Callable[..., Any]) -> None:

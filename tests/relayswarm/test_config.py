@@ -306,3 +306,18 @@ def test_local_steps_bring_back_a_bias_and_the_config_says_so(
         assert warning.startswith(
             f"algorithm.local_steps = {local_steps}: with more than one, {name}"
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("x = " + "[" * 100_000, "not valid TOML"),
+        ("steps = " + "9" * 5000, "not valid TOML"),
+        ("# " + "x" * (1 << 20), "longer than"),
+    ],
+)
+def test_text_that_means_harm_is_an_ordinary_error(text: str, problem: str) -> None:
+    """The config of a run comes to its peers from another machine."""
+    with pytest.raises(ConfigError, match=problem) as caught:
+        parse(text)
+    assert len(str(caught.value)) < 500

@@ -9,6 +9,7 @@ import pytest
 from peer.localswarm import swarm as swarm_module
 from peer.localswarm.process import Ended
 from peer.localswarm.swarm import LocalCommands, LocalSwarm, could_not_begin
+from relayswarm.config import validate
 from relayswarm.errors import ExitCode, JoinError, QuorumError
 
 PEERS = ("peer-0", "peer-1")
@@ -169,10 +170,11 @@ def test_a_quiet_time_is_told_too(scripts: Any, swarm: LocalSwarm) -> None:
 
 
 def test_the_real_commands_listen_on_loopback_with_free_ports(tmp_path: Path) -> None:
-    commands = LocalCommands(tmp_path, "cpu", Path("data"))
+    commands = LocalCommands(tmp_path, "cpu", Path("data"), validate({"task": {"name": "theirs"}}))
     coordinator = " ".join(commands.coordinator())
     assert f"coordinator --config {tmp_path}/run.toml --listen 127.0.0.1:0" in coordinator
     peer = " ".join(commands.peer("peer-3", "127.0.0.1:99"))
     assert "peer --id peer-3 --coordinator 127.0.0.1:99" in peer
-    assert peer.endswith("--device cpu --json --data-dir data")
+    assert "--device cpu --json --allow-task theirs --allow-algorithm relaysgd" in peer
+    assert peer.endswith("--data-dir data")
     assert f"--state-dir {tmp_path}/state/peer-3" in peer

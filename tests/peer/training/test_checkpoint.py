@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from peer.training import files
-from peer.training.checkpoint import Checkpoint, export_model, load_latest, save
+from peer.training.checkpoint import Checkpoint, _checksum, export_model, load_latest, save
 from peer.training.flat import FlatModel
 from relayswarm.errors import ConfigError
 
@@ -116,6 +116,23 @@ class TestDamage:
         with pytest.raises(ConfigError, match="all its checkpoints are damaged") as caught:
             load_latest(tmp_path)
         assert str(tmp_path) in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            "[]",
+            "null",
+            '{"format": 1}',
+            '{"format": 1, "run_id": 7, "peer": "", "step": 1, "fingerprint": 1, "values": {}}',
+            '{"format": 1, "run_id": "", "peer": "", "step": 1, "fingerprint": 1, "x": {}}',
+            "[" * 100_000,
+        ],
+    )
+    def test_a_header_that_is_none_is_passed_over(self, tmp_path: Path, header: str) -> None:
+        save(tmp_path, checkpoint(1))
+        metadata = {"relayswarm": header, "sha256": _checksum({}, header)}
+        save_file({}, tmp_path / "checkpoint-00000009.safetensors", metadata)
+        assert load_latest(tmp_path).step == 1
 
     def test_a_foreign_safetensors_file_is_passed_over(self, tmp_path: Path) -> None:
         save(tmp_path, checkpoint(1))

@@ -23,7 +23,7 @@ from peer.transport.coordinator_client import CoordinatorClient, Donor, JoinInfo
 from peer.transport.topology_watch import TopologyWatch, to_view
 from relayswarm.config import parse
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
-from relayswarm.errors import ConfigError, ExitCode, JoinError
+from relayswarm.errors import ConfigError, ExitCode, JoinError, RelayswarmError
 
 PATIENCE_S = 20.0
 CHAIN = "[topology]\ngraph = 'chain'"
@@ -335,16 +335,23 @@ class Broken(grpc.RpcError):
         return "the cable was cut"
 
 
+def member(peer: str, address: str = "127.0.0.1:9") -> pb.Member:
+    return pb.Member(peer_id=peer, incarnation=1, address=address)
+
+
 class Script:
     """A stream that gives what it was told to, and then breaks or waits to be cancelled."""
 
     def __init__(self, ages: list[tuple[int, int]], *, breaks: bool) -> None:
         self._ages, self._breaks = ages, breaks
+        self.views: list[pb.View] = []
         self._cancelled = threading.Event()
 
     def __iter__(self) -> Iterator[pb.WatchTopologyResponse]:
+        for view in self.views:
+            yield pb.WatchTopologyResponse(view=view)
         for term, number in self._ages:
-            view = pb.View(lr_factor="1")
+            view = pb.View(lr_factor="1", members=[member("peer-0")])
             view.epoch.term, view.epoch.number = term, number
             yield pb.WatchTopologyResponse(view=view)
         if not self._breaks:
@@ -373,8 +380,75 @@ def test_no_view_is_handed_out_twice_nor_an_older_one_after_a_newer() -> None:
 
 
 def test_a_view_from_the_wire_keeps_its_order() -> None:
-    message = pb.View(lr_factor="43/8", neighbours=["peer-2", "peer-10"])
+    members = [member(peer) for peer in ("me", "a", "b", "peer-2", "peer-10")]
+    message = pb.View(lr_factor="43/8", neighbours=["peer-2", "peer-10"], members=members)
     message.trees.add(neighbours=[pb.TreeNeighbour(peer_id=p, behind=1) for p in ("b", "a")])
     view = to_view(message, "me", correct_lr=True)
     assert (list(view.trees[0]), view.neighbours) == (["b", "a"], ("peer-2", "peer-10"))
     assert view.lr_scale == Fraction(43, 8)
+
+
+NEIGHBOUR = pb.TreeNeighbour(peer_id="you", behind=1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"members": [member("you")]},
+        {"members": [member("me"), member("you"), member("me")]},
+        {"members": [member("me"), member("you", "unix:/var/run/docker.sock")]},
+        {"members": [member("me"), member("you", "dns://evil/you:1")]},
+        {"neighbours": ["somebody"]},
+        {"trees": [pb.Tree(neighbours=[pb.TreeNeighbour(peer_id="who", behind=1)])]},
+        {"trees": [pb.Tree(neighbours=[pb.TreeNeighbour(peer_id="you", behind=2)])]},
+        {"trees": [pb.Tree(neighbours=[pb.TreeNeighbour(peer_id="you", behind=0)])]},
+        {"trees": [pb.Tree(neighbours=[NEIGHBOUR])] * 3},
+        {"mixing": [pb.MixingWeight(peer_id="you", weight=float("nan"))]},
+        {"lr_factor": "1e999999999"},
+        {"lr_factor": "1/0"},
+        {"lr_factor": ""},
+    ],
+)
+def test_a_view_that_cannot_be_is_passed_over(changes: dict[str, Any]) -> None:
+    sound = {"lr_factor": "1", "members": [member("me"), member("you")], "neighbours": ["you"]}
+    to_view(pb.View(**sound), "me")
+    views, nonsense = Views(), pb.View(**(sound | changes), epoch={"term": 1, "number": 1})
+    good = pb.View(**sound, epoch={"term": 1, "number": 2})
+    stream = Script([], breaks=False)
+    stream.views = [nonsense, good]
+    watch = TopologyWatch(lambda: stream, "me", seen=Epoch(), correct_lr=False, **views.callbacks())
+    watch.start()
+    assert views.next_view().epoch.age == (1, 2)
+    watch.end()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"peer_id": "peer-1"},
+        {"peer_id": "../../etc"},
+        {"run_id": "other"},
+        {"shard": 8},
+        {"lease_ms": 0},
+        {"run_config": "peers = 0"},
+        {"run_config": "x = " + "[" * 100_000},
+    ],
+)
+def test_an_answer_that_cannot_be_is_one_clear_error(line: Any, changes: dict[str, Any]) -> None:
+    sound = {"peer_id": "peer-0", "run_id": "run", "run_config": "", "lease_ms": 1000}
+    answer = pb.JoinResponse(**(sound | changes))
+    join = grpc.unary_unary_rpc_method_handler(
+        lambda _, __: answer,
+        pb.JoinRequest.FromString,
+        pb.JoinResponse.SerializeToString,
+    )
+    service = "relayswarm.coordinator.v1.CoordinatorService"
+    with ThreadPoolExecutor(1) as threads:
+        server = grpc.server(threads)
+        handler = grpc.method_handlers_generic_handler(service, {"Join": join})
+        server.add_generic_rpc_handlers((handler,))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with pytest.raises(RelayswarmError):
+            line(f"127.0.0.1:{port}").join(info(0))
+        server.stop(None)
