@@ -38,7 +38,9 @@ def test_a_late_joiner_takes_over_a_members_model(daemons: Callable[..., Any]) -
 def test_more_peers_than_shards_share_them(daemons: Callable[..., Any]) -> None:
     swarm = daemons(*QUADRATICS, "data.shards=2", peers=3)
     finished = swarm.finish()
-    assert sorted(event["shard"] for event in finished.values()) == [0, 0, 1]
+    shards = [event["shard"] for event in finished.values()]
+    assert len(shards) == 3
+    assert set(shards) == {0, 1}  # which of them is shared depends on who came last
 
 
 def test_another_model_is_refused(
