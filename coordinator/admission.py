@@ -33,6 +33,7 @@ def refuse(
     return (
         _version(join)
         or _run(join, rules)
+        or _wire_format(join, rules)
         or _fields(join)
         or _identity(join, rules, living, finished)
         or _address(join, living)
@@ -69,6 +70,17 @@ def _run(join: Join, rules: Rules) -> Refused | None:
         "join that, or give the address of the coordinator of yours"
     )
     return Refused(Refusal.RUN, text)
+
+
+def _wire_format(join: Join, rules: Rules) -> Refused | None:
+    if rules.wire_format is None or rules.wire_format in join.formats:
+        return None
+    text = (
+        f"transport.wire_format = {rules.wire_format!r}: this peer knows only "
+        f"{', '.join(sorted(join.formats))}; install the same release of relayswarm on both, or "
+        "start the run with one of these"
+    )
+    return Refused(Refusal.WIRE_FORMAT, text)
 
 
 def _fields(join: Join) -> Refused | None:

@@ -93,6 +93,7 @@ class Conductor:
             start_timeout_s=config.coordinator.start_timeout_s,
             max_members=max(512, 2 * config.peers),
             steps=max(config.steps, len(config.algorithm.options.get("script", ()))),
+            wire_format=config.transport.wire_format,
         )
         self.membership = Membership(
             rules,

@@ -40,10 +40,15 @@ class RunState(Enum):
     FINISHED = "finished"  # whoever was left has done all steps
 
 
+PLAIN_FORMATS = frozenset({"float64", "float32", "bfloat16", "float16"})
+"""Wire formats that a peer knows if it does not say which."""
+
+
 class Refusal(Enum):
     """Why a join was refused; each is a label of the counter of refusals."""
 
     VERSION = "version"
+    WIRE_FORMAT = "wire_format"
     RUN = "run"
     FINGERPRINT = "fingerprint"
     FINISHED = "finished"
@@ -65,6 +70,7 @@ class Rules:
     start_timeout_s: float
     max_members: int = 512
     steps: int = 2**40  # of each peer: no member is further, whatever it says
+    wire_format: str | None = None  # None: one that every peer knows
 
     @property
     def renew_every_s(self) -> float:
@@ -183,6 +189,7 @@ class Join:
     min_version: int = 1
     max_version: int = 1
     known_age: tuple[int, int] = (0, 0)
+    formats: frozenset[str] = PLAIN_FORMATS
 
 
 @dataclass(frozen=True, slots=True)

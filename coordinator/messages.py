@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from coordinator.members import (
+    PLAIN_FORMATS,
     Elected,
     Join,
     Leave,
@@ -26,6 +27,16 @@ MAX_METRICS = 32  # of the swarm, that a peer may report
 MAX_UNREACHABLE = 64  # neighbours that a peer may report unreachable
 
 
+FORMATS: dict[int, str] = {
+    peer_pb2.FORMAT_F64: "float64",
+    peer_pb2.FORMAT_F32: "float32",
+    peer_pb2.FORMAT_BF16: "bfloat16",
+    peer_pb2.FORMAT_F16: "float16",
+    peer_pb2.FORMAT_LATTICE: "lattice",
+}
+"""Wire formats by their names in the run config."""
+
+
 def join_event(request: pb.JoinRequest) -> Join:
     """A request to join; what is too long to be honest is cut, and refused for what is left."""
     return Join(
@@ -39,6 +50,7 @@ def join_event(request: pb.JoinRequest) -> Join:
         min_version=request.min_protocol_version,
         max_version=request.max_protocol_version,
         known_age=(request.epoch.term, request.epoch.number),
+        formats=frozenset(FORMATS[f] for f in request.formats if f in FORMATS) or PLAIN_FORMATS,
     )
 
 

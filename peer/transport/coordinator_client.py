@@ -30,7 +30,7 @@ from peer.transport.topology_watch import (
     TopologyWatch,
     words,
 )
-from peer.transport.wire import epoch_message, swarm_message
+from peer.transport.wire import KNOWN_FORMATS, epoch_message, swarm_message
 from relayswarm import config as run_config
 from relayswarm.config import RunConfig
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
@@ -333,4 +333,5 @@ def _join_request(info: JoinInfo) -> pb.JoinRequest:
         step=info.step,
         incarnation=info.incarnation,
         epoch=epoch_message(info.known_epoch) if info.known_epoch else None,
+        formats=KNOWN_FORMATS,
     )

@@ -44,6 +44,8 @@ FORMATS: dict[Format, pb.Format.ValueType] = {
     Format.BFLOAT16: pb.FORMAT_BF16,
     Format.FLOAT16: pb.FORMAT_F16,
 }
+KNOWN_FORMATS = (*FORMATS.values(), pb.FORMAT_LATTICE)
+"""All that this version reads and writes."""
 _KIND_OF: dict[int, Kind] = {number: kind for kind, number in KINDS.items()}
 _VERDICT_OF: dict[int, Verdict] = {number: verdict for verdict, number in VERDICTS.items()}
 FORMAT_OF: dict[int, Format] = {number: fmt for fmt, number in FORMATS.items()}

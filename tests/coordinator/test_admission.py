@@ -1,5 +1,7 @@
 """Who may join, with which id and shard; a refusal names what differs and what to do."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from coordinator.admission import choose_shard, free_id, refuse, version
 from coordinator.members import Join, Member, Progress, Refusal, Rules
 
 RULES = Rules("run", needed=2, shards=4, lease_s=10.0, start_timeout_s=60.0, max_members=3)
+ON_THE_LATTICE = replace(RULES, wire_format="lattice")
 
 
 def member(peer_id: str, incarnation: int = 5, address: str = "", shard: int = 0) -> Member:
@@ -58,6 +61,16 @@ def test_a_refusal_says_what_differs(
     assert refused.refusal is refusal
     assert all(word in refused.text for word in words), refused.text
     assert "\n" not in refused.text
+
+
+def test_a_peer_that_does_not_know_the_runs_wire_format_is_refused() -> None:
+    refused = refuse(Join(**GOOD), ON_THE_LATTICE, LIVING, set(), fingerprint=1)
+    assert refused is not None
+    assert refused.refusal is Refusal.WIRE_FORMAT
+    for word in ("transport.wire_format = 'lattice'", "bfloat16, float16", "same release"):
+        assert word in refused.text
+    able = Join(**GOOD, formats=frozenset({"lattice"}))
+    assert refuse(able, ON_THE_LATTICE, LIVING, set(), fingerprint=1) is None
 
 
 @pytest.mark.parametrize(

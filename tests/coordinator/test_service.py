@@ -5,6 +5,7 @@ import json
 import math
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -20,7 +21,7 @@ from coordinator.status import show, to_json
 from relayswarm.config import parse
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.errors import ConfigError
-from relayswarm.peer.v1.peer_pb2 import SwarmMetric, SwarmMetrics
+from relayswarm.peer.v1.peer_pb2 import FORMAT_F32, FORMAT_LATTICE, SwarmMetric, SwarmMetrics
 
 Serve = Callable[..., Any]
 SHORT_LEASE = "[coordinator]\nlease_s = 0.6"
@@ -72,6 +73,15 @@ def test_refusals_have_a_code_and_words(
     )
     assert got is grpc.StatusCode[code]
     assert ";" in words  # a remedy
+
+
+def test_who_does_not_know_the_runs_wire_format_is_refused(serve: Serve) -> None:
+    running = serve('transport.wire_format = "lattice"')
+    for formats in ([], [FORMAT_F32, 77]):
+        code, words = code_of(partial(running.join, "peer-0", formats=formats))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert "transport.wire_format = 'lattice'" in words
+    assert running.join("peer-0", formats=[FORMAT_LATTICE]).peer_id == "peer-0"
 
 
 # --- leases --------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from relayswarm.peer.v1 import peer_pb2 as relayswarm_dot_peer_dot_v1_dot_peer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+relayswarm/coordinator/v1/coordinator.proto\x12\x19relayswarm.coordinator.v1\x1a\x1drelayswarm/peer/v1/peer.proto\"\x87\x02\n\x0bJoinRequest\x12\x1c\n\x14min_protocol_version\x18\x01 \x01(\r\x12\x1c\n\x14max_protocol_version\x18\x02 \x01(\r\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x0f\n\x07peer_id\x18\x04 \x01(\t\x12\x1a\n\x12\x61\x64vertised_address\x18\x05 \x01(\t\x12\x17\n\x0fmetrics_address\x18\x06 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x07 \x01(\x06\x12\x0c\n\x04step\x18\x08 \x01(\x04\x12\x13\n\x0bincarnation\x18\t \x01(\x06\x12(\n\x05\x65poch\x18\n \x01(\x0b\x32\x19.relayswarm.peer.v1.Epoch\"\xb1\x01\n\x0cJoinResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07peer_id\x18\x03 \x01(\t\x12\x12\n\nrun_config\x18\x04 \x01(\t\x12\r\n\x05shard\x18\x05 \x01(\r\x12\x10\n\x08lease_ms\x18\x06 \x01(\r\x12\x31\n\x06\x64onors\x18\x07 \x03(\x0b\x32!.relayswarm.coordinator.v1.Member\"\x84\x02\n\x11RenewLeaseRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\x12(\n\x05\x65poch\x18\x04 \x01(\x0b\x32\x19.relayswarm.peer.v1.Epoch\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x0c\n\x04loss\x18\x06 \x01(\x01\x12\r\n\x05state\x18\x07 \x01(\t\x12\x16\n\x0emodels_counted\x18\x08 \x01(\r\x12\x13\n\x0bunreachable\x18\t \x03(\t\x12\x37\n\rswarm_metrics\x18\n \x01(\x0b\x32 .relayswarm.peer.v1.SwarmMetrics\"&\n\x12RenewLeaseResponse\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\"L\n\x14WatchTopologyRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\"{\n\x15WatchTopologyResponse\x12-\n\x04view\x18\x01 \x01(\x0b\x32\x1f.relayswarm.coordinator.v1.View\x12\x33\n\x07waiting\x18\x02 \x01(\x0b\x32\".relayswarm.coordinator.v1.Waiting\"*\n\x07Waiting\x12\x0f\n\x07present\x18\x01 \x01(\r\x12\x0e\n\x06needed\x18\x02 \x01(\r\"\xae\x02\n\x04View\x12(\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x19.relayswarm.peer.v1.Epoch\x12\x16\n\x0e\x65\x66\x66\x65\x63tive_step\x18\x02 \x01(\x04\x12\x32\n\x07members\x18\x03 \x03(\x0b\x32!.relayswarm.coordinator.v1.Member\x12.\n\x05trees\x18\x04 \x03(\x0b\x32\x1f.relayswarm.coordinator.v1.Tree\x12\x12\n\nneighbours\x18\x05 \x03(\t\x12\x37\n\x06mixing\x18\x06 \x03(\x0b\x32\'.relayswarm.coordinator.v1.MixingWeight\x12\x10\n\x08\x64iameter\x18\x07 \x01(\r\x12\x11\n\tlr_factor\x18\x08 \x01(\t\x12\x0e\n\x06reason\x18\t \x01(\t\"?\n\x06Member\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"t\n\x04Tree\x12<\n\nneighbours\x18\x01 \x03(\x0b\x32(.relayswarm.coordinator.v1.TreeNeighbour\x12.\n\x05\x65\x64ges\x18\x02 \x03(\x0b\x32\x1f.relayswarm.coordinator.v1.Edge\"0\n\rTreeNeighbour\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65hind\x18\x02 \x01(\r\"0\n\x04\x45\x64ge\x12\x14\n\x0c\x66rom_peer_id\x18\x01 \x01(\t\x12\x12\n\nto_peer_id\x18\x02 \x01(\t\"/\n\x0cMixingWeight\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"V\n\x0cLeaveRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"\x0f\n\rLeaveResponse\"\x12\n\x10GetStatusRequest\"\xfa\x01\n\x11GetStatusResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06needed\x18\x03 \x01(\r\x12(\n\x05\x65poch\x18\x04 \x01(\x0b\x32\x19.relayswarm.peer.v1.Epoch\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x38\n\x07members\x18\x06 \x03(\x0b\x32\'.relayswarm.coordinator.v1.MemberStatus\x12.\n\x05trees\x18\x07 \x03(\x0b\x32\x1f.relayswarm.coordinator.v1.Tree\x12\x12\n\nrun_config\x18\x08 \x01(\t\"\xfa\x01\n\x0cMemberStatus\x12\x31\n\x06member\x18\x01 \x01(\x0b\x32!.relayswarm.coordinator.v1.Member\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\r\n\x05state\x18\x05 \x01(\t\x12\x16\n\x0emodels_counted\x18\x06 \x01(\r\x12\x13\n\x0blast_seen_s\x18\x07 \x01(\x01\x12\x17\n\x0fmetrics_address\x18\x08 \x01(\t\x12\x37\n\rswarm_metrics\x18\t \x01(\x0b\x32 .relayswarm.peer.v1.SwarmMetrics2\x92\x04\n\x12\x43oordinatorService\x12W\n\x04Join\x12&.relayswarm.coordinator.v1.JoinRequest\x1a\'.relayswarm.coordinator.v1.JoinResponse\x12i\n\nRenewLease\x12,.relayswarm.coordinator.v1.RenewLeaseRequest\x1a-.relayswarm.coordinator.v1.RenewLeaseResponse\x12t\n\rWatchTopology\x12/.relayswarm.coordinator.v1.WatchTopologyRequest\x1a\x30.relayswarm.coordinator.v1.WatchTopologyResponse0\x01\x12Z\n\x05Leave\x12\'.relayswarm.coordinator.v1.LeaveRequest\x1a(.relayswarm.coordinator.v1.LeaveResponse\x12\x66\n\tGetStatus\x12+.relayswarm.coordinator.v1.GetStatusRequest\x1a,.relayswarm.coordinator.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+relayswarm/coordinator/v1/coordinator.proto\x12\x19relayswarm.coordinator.v1\x1a\x1drelayswarm/peer/v1/peer.proto\"\xb4\x02\n\x0bJoinRequest\x12\x1c\n\x14min_protocol_version\x18\x01 \x01(\r\x12\x1c\n\x14max_protocol_version\x18\x02 \x01(\r\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x0f\n\x07peer_id\x18\x04 \x01(\t\x12\x1a\n\x12\x61\x64vertised_address\x18\x05 \x01(\t\x12\x17\n\x0fmetrics_address\x18\x06 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x07 \x01(\x06\x12\x0c\n\x04step\x18\x08 \x01(\x04\x12\x13\n\x0bincarnation\x18\t \x01(\x06\x12(\n\x05\x65poch\x18\n \x01(\x0b\x32\x19.relayswarm.peer.v1.Epoch\x12+\n\x07\x66ormats\x18\x0b \x03(\x0e\x32\x1a.relayswarm.peer.v1.Format\"\xb1\x01\n\x0cJoinResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07peer_id\x18\x03 \x01(\t\x12\x12\n\nrun_config\x18\x04 \x01(\t\x12\r\n\x05shard\x18\x05 \x01(\r\x12\x10\n\x08lease_ms\x18\x06 \x01(\r\x12\x31\n\x06\x64onors\x18\x07 \x03(\x0b\x32!.relayswarm.coordinator.v1.Member\"\x84\x02\n\x11RenewLeaseRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\x12(\n\x05\x65poch\x18\x04 \x01(\x0b\x32\x19.relayswarm.peer.v1.Epoch\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x0c\n\x04loss\x18\x06 \x01(\x01\x12\r\n\x05state\x18\x07 \x01(\t\x12\x16\n\x0emodels_counted\x18\x08 \x01(\r\x12\x13\n\x0bunreachable\x18\t \x03(\t\x12\x37\n\rswarm_metrics\x18\n \x01(\x0b\x32 .relayswarm.peer.v1.SwarmMetrics\"&\n\x12RenewLeaseResponse\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\"L\n\x14WatchTopologyRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\"{\n\x15WatchTopologyResponse\x12-\n\x04view\x18\x01 \x01(\x0b\x32\x1f.relayswarm.coordinator.v1.View\x12\x33\n\x07waiting\x18\x02 \x01(\x0b\x32\".relayswarm.coordinator.v1.Waiting\"*\n\x07Waiting\x12\x0f\n\x07present\x18\x01 \x01(\r\x12\x0e\n\x06needed\x18\x02 \x01(\r\"\xae\x02\n\x04View\x12(\n\x05\x65poch\x18\x01 \x01(\x0b\x32\x19.relayswarm.peer.v1.Epoch\x12\x16\n\x0e\x65\x66\x66\x65\x63tive_step\x18\x02 \x01(\x04\x12\x32\n\x07members\x18\x03 \x03(\x0b\x32!.relayswarm.coordinator.v1.Member\x12.\n\x05trees\x18\x04 \x03(\x0b\x32\x1f.relayswarm.coordinator.v1.Tree\x12\x12\n\nneighbours\x18\x05 \x03(\t\x12\x37\n\x06mixing\x18\x06 \x03(\x0b\x32\'.relayswarm.coordinator.v1.MixingWeight\x12\x10\n\x08\x64iameter\x18\x07 \x01(\r\x12\x11\n\tlr_factor\x18\x08 \x01(\t\x12\x0e\n\x06reason\x18\t \x01(\t\"?\n\x06Member\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"t\n\x04Tree\x12<\n\nneighbours\x18\x01 \x03(\x0b\x32(.relayswarm.coordinator.v1.TreeNeighbour\x12.\n\x05\x65\x64ges\x18\x02 \x03(\x0b\x32\x1f.relayswarm.coordinator.v1.Edge\"0\n\rTreeNeighbour\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65hind\x18\x02 \x01(\r\"0\n\x04\x45\x64ge\x12\x14\n\x0c\x66rom_peer_id\x18\x01 \x01(\t\x12\x12\n\nto_peer_id\x18\x02 \x01(\t\"/\n\x0cMixingWeight\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"V\n\x0cLeaveRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"\x0f\n\rLeaveResponse\"\x12\n\x10GetStatusRequest\"\xfa\x01\n\x11GetStatusResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06needed\x18\x03 \x01(\r\x12(\n\x05\x65poch\x18\x04 \x01(\x0b\x32\x19.relayswarm.peer.v1.Epoch\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x38\n\x07members\x18\x06 \x03(\x0b\x32\'.relayswarm.coordinator.v1.MemberStatus\x12.\n\x05trees\x18\x07 \x03(\x0b\x32\x1f.relayswarm.coordinator.v1.Tree\x12\x12\n\nrun_config\x18\x08 \x01(\t\"\xfa\x01\n\x0cMemberStatus\x12\x31\n\x06member\x18\x01 \x01(\x0b\x32!.relayswarm.coordinator.v1.Member\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\r\n\x05state\x18\x05 \x01(\t\x12\x16\n\x0emodels_counted\x18\x06 \x01(\r\x12\x13\n\x0blast_seen_s\x18\x07 \x01(\x01\x12\x17\n\x0fmetrics_address\x18\x08 \x01(\t\x12\x37\n\rswarm_metrics\x18\t \x01(\x0b\x32 .relayswarm.peer.v1.SwarmMetrics2\x92\x04\n\x12\x43oordinatorService\x12W\n\x04Join\x12&.relayswarm.coordinator.v1.JoinRequest\x1a\'.relayswarm.coordinator.v1.JoinResponse\x12i\n\nRenewLease\x12,.relayswarm.coordinator.v1.RenewLeaseRequest\x1a-.relayswarm.coordinator.v1.RenewLeaseResponse\x12t\n\rWatchTopology\x12/.relayswarm.coordinator.v1.WatchTopologyRequest\x1a\x30.relayswarm.coordinator.v1.WatchTopologyResponse0\x01\x12Z\n\x05Leave\x12\'.relayswarm.coordinator.v1.LeaveRequest\x1a(.relayswarm.coordinator.v1.LeaveResponse\x12\x66\n\tGetStatus\x12+.relayswarm.coordinator.v1.GetStatusRequest\x1a,.relayswarm.coordinator.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,41 +33,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'relayswarm.coordinator.v1.c
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOINREQUEST']._serialized_start=106
-  _globals['_JOINREQUEST']._serialized_end=369
-  _globals['_JOINRESPONSE']._serialized_start=372
-  _globals['_JOINRESPONSE']._serialized_end=549
-  _globals['_RENEWLEASEREQUEST']._serialized_start=552
-  _globals['_RENEWLEASEREQUEST']._serialized_end=812
-  _globals['_RENEWLEASERESPONSE']._serialized_start=814
-  _globals['_RENEWLEASERESPONSE']._serialized_end=852
-  _globals['_WATCHTOPOLOGYREQUEST']._serialized_start=854
-  _globals['_WATCHTOPOLOGYREQUEST']._serialized_end=930
-  _globals['_WATCHTOPOLOGYRESPONSE']._serialized_start=932
-  _globals['_WATCHTOPOLOGYRESPONSE']._serialized_end=1055
-  _globals['_WAITING']._serialized_start=1057
-  _globals['_WAITING']._serialized_end=1099
-  _globals['_VIEW']._serialized_start=1102
-  _globals['_VIEW']._serialized_end=1404
-  _globals['_MEMBER']._serialized_start=1406
-  _globals['_MEMBER']._serialized_end=1469
-  _globals['_TREE']._serialized_start=1471
-  _globals['_TREE']._serialized_end=1587
-  _globals['_TREENEIGHBOUR']._serialized_start=1589
-  _globals['_TREENEIGHBOUR']._serialized_end=1637
-  _globals['_EDGE']._serialized_start=1639
-  _globals['_EDGE']._serialized_end=1687
-  _globals['_MIXINGWEIGHT']._serialized_start=1689
-  _globals['_MIXINGWEIGHT']._serialized_end=1736
-  _globals['_LEAVEREQUEST']._serialized_start=1738
-  _globals['_LEAVEREQUEST']._serialized_end=1824
-  _globals['_LEAVERESPONSE']._serialized_start=1826
-  _globals['_LEAVERESPONSE']._serialized_end=1841
-  _globals['_GETSTATUSREQUEST']._serialized_start=1843
-  _globals['_GETSTATUSREQUEST']._serialized_end=1861
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1864
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2114
-  _globals['_MEMBERSTATUS']._serialized_start=2117
-  _globals['_MEMBERSTATUS']._serialized_end=2367
-  _globals['_COORDINATORSERVICE']._serialized_start=2370
-  _globals['_COORDINATORSERVICE']._serialized_end=2900
+  _globals['_JOINREQUEST']._serialized_end=414
+  _globals['_JOINRESPONSE']._serialized_start=417
+  _globals['_JOINRESPONSE']._serialized_end=594
+  _globals['_RENEWLEASEREQUEST']._serialized_start=597
+  _globals['_RENEWLEASEREQUEST']._serialized_end=857
+  _globals['_RENEWLEASERESPONSE']._serialized_start=859
+  _globals['_RENEWLEASERESPONSE']._serialized_end=897
+  _globals['_WATCHTOPOLOGYREQUEST']._serialized_start=899
+  _globals['_WATCHTOPOLOGYREQUEST']._serialized_end=975
+  _globals['_WATCHTOPOLOGYRESPONSE']._serialized_start=977
+  _globals['_WATCHTOPOLOGYRESPONSE']._serialized_end=1100
+  _globals['_WAITING']._serialized_start=1102
+  _globals['_WAITING']._serialized_end=1144
+  _globals['_VIEW']._serialized_start=1147
+  _globals['_VIEW']._serialized_end=1449
+  _globals['_MEMBER']._serialized_start=1451
+  _globals['_MEMBER']._serialized_end=1514
+  _globals['_TREE']._serialized_start=1516
+  _globals['_TREE']._serialized_end=1632
+  _globals['_TREENEIGHBOUR']._serialized_start=1634
+  _globals['_TREENEIGHBOUR']._serialized_end=1682
+  _globals['_EDGE']._serialized_start=1684
+  _globals['_EDGE']._serialized_end=1732
+  _globals['_MIXINGWEIGHT']._serialized_start=1734
+  _globals['_MIXINGWEIGHT']._serialized_end=1781
+  _globals['_LEAVEREQUEST']._serialized_start=1783
+  _globals['_LEAVEREQUEST']._serialized_end=1869
+  _globals['_LEAVERESPONSE']._serialized_start=1871
+  _globals['_LEAVERESPONSE']._serialized_end=1886
+  _globals['_GETSTATUSREQUEST']._serialized_start=1888
+  _globals['_GETSTATUSREQUEST']._serialized_end=1906
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1909
+  _globals['_GETSTATUSRESPONSE']._serialized_end=2159
+  _globals['_MEMBERSTATUS']._serialized_start=2162
+  _globals['_MEMBERSTATUS']._serialized_end=2412
+  _globals['_COORDINATORSERVICE']._serialized_start=2415
+  _globals['_COORDINATORSERVICE']._serialized_end=2945
 # @@protoc_insertion_point(module_scope)

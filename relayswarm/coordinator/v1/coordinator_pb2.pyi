@@ -31,6 +31,7 @@ class JoinRequest(google.protobuf.message.Message):
     STEP_FIELD_NUMBER: builtins.int
     INCARNATION_FIELD_NUMBER: builtins.int
     EPOCH_FIELD_NUMBER: builtins.int
+    FORMATS_FIELD_NUMBER: builtins.int
     min_protocol_version: builtins.int
     """Lowest and highest protocol version that the peer speaks."""
     max_protocol_version: builtins.int
@@ -54,6 +55,12 @@ class JoinRequest(google.protobuf.message.Message):
     def epoch(self) -> relayswarm.peer.v1.peer_pb2.Epoch:
         """The epoch it trains in, if it joins again because the coordinator forgot it."""
 
+    @property
+    def formats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[relayswarm.peer.v1.peer_pb2.Format.ValueType]:
+        """The wire formats that it reads and writes; empty means F64, F32, BF16 and F16. A peer that does
+        not know the run's is refused.
+        """
+
     def __init__(
         self,
         *,
@@ -67,9 +74,10 @@ class JoinRequest(google.protobuf.message.Message):
         step: builtins.int = ...,
         incarnation: builtins.int = ...,
         epoch: relayswarm.peer.v1.peer_pb2.Epoch | None = ...,
+        formats: collections.abc.Iterable[relayswarm.peer.v1.peer_pb2.Format.ValueType] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["advertised_address", b"advertised_address", "epoch", b"epoch", "incarnation", b"incarnation", "max_protocol_version", b"max_protocol_version", "metrics_address", b"metrics_address", "min_protocol_version", b"min_protocol_version", "model_fingerprint", b"model_fingerprint", "peer_id", b"peer_id", "run_id", b"run_id", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["advertised_address", b"advertised_address", "epoch", b"epoch", "formats", b"formats", "incarnation", b"incarnation", "max_protocol_version", b"max_protocol_version", "metrics_address", b"metrics_address", "min_protocol_version", b"min_protocol_version", "model_fingerprint", b"model_fingerprint", "peer_id", b"peer_id", "run_id", b"run_id", "step", b"step"]) -> None: ...
 
 global___JoinRequest = JoinRequest
 
