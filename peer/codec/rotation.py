@@ -59,11 +59,13 @@ def _signs(size: int, dtype: str) -> NDArray[Any]:
 def _hadamard(groups: NDArray[Any]) -> None:
     """H of every column, in place and not divided; `groups` has a power of two of rows."""
     size, columns = groups.shape
+    source, target = groups, np.empty_like(groups)
     half = 1
     while half < size:
-        pairs = groups.reshape(-1, 2, half * columns)
-        first, second = pairs[:, 0], pairs[:, 1]
-        first += second
-        second *= -2
-        second += first
+        pairs, mixed = (m.reshape(-1, 2, half * columns) for m in (source, target))
+        np.add(pairs[:, 0], pairs[:, 1], out=mixed[:, 0])
+        np.subtract(pairs[:, 0], pairs[:, 1], out=mixed[:, 1])
+        source, target = target, source
         half *= 2
+    if source is not groups:
+        np.copyto(groups, source)
