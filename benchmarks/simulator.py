@@ -63,7 +63,7 @@ STEPS_PER_TURN = 5
 SCALE_PEERS, SCALE_STEPS, SHORT_STEPS = 1024, 1000, 40
 STACKED_SHORT = f"stacked, {SHORT_STEPS} steps"
 ALONE_SHORT = f"one object per peer, {SHORT_STEPS} steps"
-SCALE_GRAPHS = ("binary-tree", "random-regular")
+SCALE_GRAPHS = ("binary-tree", "random-regular", "chain")
 LAYOUTS = (
     ("chain", 1024),
     ("binary-tree", 1024),
@@ -166,7 +166,7 @@ def scale() -> list[Row]:
     """A thousand peers: whole runs where plans repeat, and a short one of one object per peer."""
     torch.set_num_threads(1)
     simulate(quadratics(4, 2, "chain"), None, ignore, stacked="on")  # what torch loads only once
-    return [*map(_scale, SCALE_GRAPHS), _unsettled("chain")]
+    return [*map(_scale, SCALE_GRAPHS)]
 
 
 def _scale(graph: str) -> Row:
@@ -193,20 +193,6 @@ def _scale(graph: str) -> Row:
     timings[whole_run] = [_scaled(timings[ALONE_SHORT][0], SCALE_STEPS / SHORT_STEPS)]
     what = f"relaysgd, {SCALE_PEERS} peers on the graph {graph}, quadratics, d = 10"
     return row("scale", what, timings, whole_run, together) | {"replayed": replayed[-1]}
-
-
-def _unsettled(graph: str) -> Row:
-    """Counts settle only after diameter steps: here, within any usual run, never."""
-    short = quadratics(SCALE_PEERS, SHORT_STEPS, graph)
-    timings = in_turn(
-        {
-            STACKED_SHORT: lambda: simulate(short, None, ignore, stacked="on"),
-            ALONE_SHORT: lambda: simulate(short, None, ignore),
-        },
-        turns=1,
-    )
-    what = f"relaysgd, {SCALE_PEERS} peers on the graph {graph}: no plan repeats"
-    return row("scale", what, timings, ALONE_SHORT, STACKED_SHORT)
 
 
 def whole() -> list[Row]:

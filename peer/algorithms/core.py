@@ -388,6 +388,7 @@ class Algorithm(ABC):
         return {}
 
     def period(self) -> int | None:
-        """A promise: from here on the effects repeat after so many steps, but for step numbers, as
-        long as topology and rate stay and all messages come in time. None: no promise."""
+        """A promise: from here on the effects repeat after so many steps, but for step numbers, and
+        for sums and differences of messages' counts, as long as topology and rate stay and all
+        messages come in time. None: no promise."""
         return None

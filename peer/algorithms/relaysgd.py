@@ -60,7 +60,9 @@ class RelaySGD(Relaying):
         return view.lr_scale if self.steps_in_epoch() >= view.diameter else 1
 
     def period(self) -> int | None:
-        settled = self.view and self.steps_in_epoch() > self.view.diameter  # sums are complete
+        if not self.view:
+            return None
+        settled = self.view.lr_scale == 1 or self.steps_in_epoch() > self.view.diameter
         return 1 if settled else None
 
     def own(self) -> Terms:

@@ -55,8 +55,7 @@ class RelaySGDGrad(Relaying):
         return [Set(PREVIOUS, Lin(((1, X),)))]
 
     def period(self) -> int | None:
-        settled = self.view and self.steps_in_epoch() > self.view.diameter  # sums are complete
-        return 1 if settled else None
+        return 1
 
     def own(self) -> Terms:
         return ((1, X), (-1, PREVIOUS))  # u

@@ -137,8 +137,8 @@ class ExactBody:
     def duration_s(self, effect: Train) -> float:
         return self._duration_s(effect.step)
 
-    def payload(self, outgoing: tuple[Vector, ...]) -> tuple[Vector, ...]:
-        return outgoing
+    def letter(self, head: Head, outgoing: tuple[Vector, ...]) -> tuple[Head, tuple[Vector, ...]]:
+        return head, outgoing
 
     def _descend(self, x: Vector, rate: Fraction, effect: Train) -> Vector:
         b = self._momentum

@@ -145,8 +145,8 @@ class LearningBody:
         varied, usual = effect.local_steps, self.trainer.config.algorithm.local_steps
         return LOCAL_STEP_S * (usual if varied is None else len(varied)) * self._slow_down
 
-    def payload(self, outgoing: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(roundtrip(vector, self.wire_format) for vector in outgoing)
+    def letter(self, head: Head, outgoing: tuple[Tensor, ...]) -> tuple[Head, tuple[Tensor, ...]]:
+        return head, tuple(roundtrip(vector, self.wire_format) for vector in outgoing)
 
 
 def format_of(trainer: Trainer) -> Format:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from peer.algorithms.core import Averaged, Coef, Train
+from peer.simulator.counts import Formula, Number, number
 
 MULTIPLES = 4  # rows of messages alternate, so plans repeat after a small multiple of the period
 
@@ -25,13 +26,14 @@ MULTIPLES = 4  # rows of messages alternate, so plans repeat after a small multi
 class Stage:
     """Combinations formed at the same time: row `targets[k]` becomes the sum of coefs * rows over
     the terms from `offsets[k]` up to `offsets[k + 1]` (the last one: to the end), divided by
-    `divisors[k]`."""
+    `divisors[k]`. If it is a message, `counts[k]` says how many models are in it."""
 
     targets: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
-    coefs: list[float] = field(default_factory=list)
-    divisors: list[float] = field(default_factory=list)
+    coefs: list[Number] = field(default_factory=list)
+    divisors: list[Number] = field(default_factory=list)
+    counts: list[Formula | None] = field(default_factory=list)
 
     @property
     def lengths(self) -> list[int]:
@@ -53,11 +55,17 @@ class Stage:
         arranged, lengths = Stage(), self.lengths
         for k in order:
             terms = slice(self.offsets[k], self.offsets[k] + lengths[k])
-            arranged.append(self.targets[k], self.rows[terms], self.coefs[terms], self.divisors[k])
+            combination = self.rows[terms], self.coefs[terms], self.divisors[k], self.counts[k]
+            arranged.append(self.targets[k], *combination)
         return arranged
 
     def append(
-        self, target: int, rows: Sequence[int], coefs: Sequence[float], divisor: float
+        self,
+        target: int,
+        rows: Sequence[int],
+        coefs: Sequence[Number],
+        divisor: Number,
+        count: Formula | None,
     ) -> None:
         """Add one combination."""
         self.targets.append(target)
@@ -65,6 +73,7 @@ class Stage:
         self.rows += rows
         self.coefs += coefs
         self.divisors.append(divisor)
+        self.counts.append(count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +121,7 @@ class Plan:
     def _averaged(self) -> list[tuple[object, ...]]:
         """Without `waited_s`, the difference of two growing clocks, which rounds."""
         return [
-            (p, a.step - self.base, a.counted, a.swarm_size, a.expected, a.missed, a.late)
+            (p, a.step - self.base, number(a.counted), a.swarm_size, a.expected, a.missed, a.late)
             for p, a in self.averaged
         ]
 
@@ -170,24 +179,33 @@ class Part:
         """Whether a combination of this segment reads or forms that row."""
         return row in self._read or row in self._written
 
-    def form(self, target: int, terms: Sequence[tuple[Coef, int]], divisor: Coef) -> None:
+    def form(
+        self,
+        target: int,
+        terms: Sequence[tuple[Coef, int]],
+        divisor: Coef,
+        count: Formula | None = None,
+    ) -> None:
         """Record a combination, in the first stage that comes after what it depends on."""
         read, written = self._read, self._written
         at = max(read.pop(target, 0), written.get(target, -1) + 1)
         rows = [row for _, row in terms]
-        for row in rows:
+        coefs = [number(coef) for coef, _ in terms]
+        over = number(divisor)
+        formulas = [n for n in (*coefs, over, count) if isinstance(n, Formula)]
+        needed = [*rows, *(row for formula in formulas for row, _ in formula.terms)]
+        for row in needed:
             if row in written and written[row] >= at:
                 at = written[row] + 1
-        for row in rows:
+        for row in needed:
             if row not in read or read[row] < at:
                 read[row] = at
-        if target in rows:
+        if target in needed:
             del read[target]  # what was read there is gone
         written[target] = at
         while len(self.stages) <= at:
             self.stages.append(Stage())
-        coefs = [float(coef) for coef, _ in terms]
-        self.stages[at].append(target, rows, coefs, float(divisor))
+        self.stages[at].append(target, rows, coefs, over, count)
 
     def take(self) -> list[Stage]:
         """The stages so far; a new segment begins."""
@@ -210,6 +228,7 @@ class Recorder:
         self.parts = [Part(peers * len(registers)) for _ in range(parts)]
         self._start = {name: k * peers for k, name in enumerate(registers)}
         self._on_plan = on_plan
+        self.follows = False  # whether counts of messages are recorded as what they follow from
         self._trainings: list[Training] = []
         self._trained: set[int] = set()
         self._averaged: list[tuple[int, Averaged]] = []

@@ -4,6 +4,8 @@ The state machines run as ever, but on symbols: what they would compute is recor
 (`plan`), which are carried out on a table of vectors (`table`), with stacked training
 (`stacked_training`). Algorithms know nothing of it. Once plans repeat, as algorithms promise and
 two cycles have shown, the remaining steps follow the recorded plans without the machines.
+Messages' counts may still grow by then: coefficients are recorded as what they follow from
+(`counts`), so that a chain of a thousand peers needs no more recorded steps than a star.
 
 Results agree with one object per peer up to rounding: sums are formed in another order. With
 `deterministic = true` they agree bit for bit: peers train one after another, each with a trainer of
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from peer.algorithms.core import LIVE, Averaged, PeerId, View
 from peer.config import build_algorithm
+from peer.simulator.counts import number
 from peer.simulator.plan import History, Plan, Recorder, Training
 from peer.simulator.stacked_training import LocalSteps
 from peer.simulator.symbolic import SymbolicBody, SymbolicVectors
@@ -59,6 +62,11 @@ class Compiled:
     counts: Counts
     duration_s: float  # virtual
     depth: int
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether all numbers came, when it was recorded, to what they are said to follow from."""
+        return all(step.is_sound for stages in self.stages for step in stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,7 @@ class StackedSwarm:
         self._recent: dict[int, Compiled] = {}  # by the step of the plan
         self._counted = meter.counts()
         self._closed_at = 0.0
+        self._models_counted: tuple[int, dict[int, list[int]]] = (0, {})  # by the step recorded
         self._pending: Counter[int] = Counter()  # steps replayed that are not accounted for yet
         self._cycle: Sequence[Compiled] = ()
         self.depth = 0  # messages in the longest chain that somebody had to wait for
@@ -121,6 +130,7 @@ class StackedSwarm:
         """To the end, or until nothing can come any more."""
         try:
             self._world.publish(self._views)
+            self._follow(self._period())
             self._world.run(self._world.all_finished)
             self._recorder.close()
         except _Repeats:
@@ -142,6 +152,17 @@ class StackedSwarm:
     def steps_done(self, peer: int) -> int:
         """How many steps a peer has done."""
         return self._total_steps if self.replayed else self._node(peer).algorithm.step
+
+    def counted(self, recorded: int, effects: Sequence[tuple[int, Averaged]]) -> Sequence[int]:
+        """The models counted by those who averaged in the plan that was just carried out, for
+        that step."""
+        version, known = self._models_counted
+        if version != self.table.version or not self.replayed:
+            known = {}
+            self._models_counted = (self.table.version, known)
+        if recorded not in known:
+            known[recorded] = self.table.counts([number(e.counted) for _, e in effects])
+        return known[recorded]
 
     def account(self) -> None:
         """Bring what the meter counts up to date."""
@@ -177,12 +198,19 @@ class StackedSwarm:
         compiled = self._compiled(plan)
         self._expect(plan, 1)
         self._carry_out(compiled, 0)
-        cycle = self._history.add(plan, self._period())
+        period = self._period()
+        self._follow(period)
+        cycle = self._history.add(plan, period if compiled.is_sound else None)
         self._recent[plan.base] = compiled
         self._recent = {p.base: self._recent[p.base] for p in self._history.plans}
         if cycle:
             self._cycle = [self._recent[p.base] for p in cycle]
             raise _Repeats
+
+    def _follow(self, period: int | None) -> None:
+        """Counts need not have settled for a plan to repeat, if it is promised to, on one tree (a
+        peer on two tells the smaller count of both, now of the one, now of the other)."""
+        self._recorder.follows = period is not None and len(self.table.spans) == 1
 
     def _period(self) -> int | None:
         """What all algorithms promise, if they promise the same and nothing disturbs them."""
@@ -234,7 +262,7 @@ class StackedSwarm:
         for group in compiled.groups:
             self._train(group, compiled.plan.base + group.ahead + shift)
         for part, stages in enumerate(compiled.stages):
-            self.table.apply(part, stages)
+            self.table.apply(part, stages, is_first=shift == 0)
         self.after_plan(compiled.averaged, shift)
 
     def _train(self, group: Group, step: int) -> None:

@@ -171,8 +171,9 @@ class StackedSimulation:
             step = recorded + shift
             if is_told(self._config, step):
                 self.swarm.account()
-                for k, effect in effects:
-                    self._tell(self._step(k, effect, step))
+                counted = self.swarm.counted(recorded, effects)
+                for (k, effect), count in zip(effects, counted, strict=True):
+                    self._tell(self._step(k, effect, step) | {"models_counted": count})
             if self._mean_every and (step + 1) % self._mean_every == 0:
                 models = self.swarm.table.models()
                 for k, _ in effects:

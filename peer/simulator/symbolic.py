@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from peer.algorithms.core import Coef, Head, Kind, Lin, Message, Reg, Train
+from peer.simulator.counts import Count, Formula, formula_of
 from peer.simulator.plan import Recorder, Row
 
 
@@ -24,7 +26,7 @@ class Symbol:
 
 class SymbolicVectors:
     """One peer's registers as rows of a table: `peer.driver.Vectors`. `widths` are the elements of
-    each part."""
+    each part. While the recorder says so, numbers are recorded as what they follow from."""
 
     def __init__(self, recorder: Recorder, peer: int, widths: tuple[int, ...]) -> None:
         self._recorder = recorder
@@ -60,15 +62,25 @@ class SymbolicVectors:
         for part in parts:
             owner = (self._peer, head.round, self._ordinal, section)
             rows[part] = row = self._recorder.parts[part].new_row(owner, head.step)
-            self._form(part, row.number, lin)
+            count = self._count(head) if self._recorder.follows else None
+            self._form(part, row.number, lin, count)
         return Symbol(tuple(rows), sum(self._widths[part] for part in parts))
+
+    def _count(self, head: Head) -> Formula:
+        assert isinstance(head.count, int), "counts of messages are followed only if integers"
+        return formula_of(head.count)
+
+    def counted(self, head: Head, outgoing: tuple[Symbol, ...]) -> Head:
+        """The header as the receiver gets it: with a count that says which message's it is."""
+        row = outgoing[0].rows[0] if self._recorder.follows else None
+        return replace(head, count=Count.of(int(head.count), row.number)) if row else head
 
     def _parts(self, tree: int | None) -> range:
         return self._all if tree is None or len(self._all) == 1 else range(tree, tree + 1)
 
-    def _form(self, part: int, target: int, lin: Lin) -> None:
+    def _form(self, part: int, target: int, lin: Lin, count: Formula | None = None) -> None:
         terms = [(coef, self._row(ref, part)) for coef, ref in lin.terms]
-        self._recorder.parts[part].form(target, terms, lin.divisor)
+        self._recorder.parts[part].form(target, terms, lin.divisor, count)
 
     def _row(self, ref: Reg | Message, part: int) -> int:
         if isinstance(ref, Message):
@@ -83,6 +95,8 @@ class SymbolicBody:
     `rate` gives the schedule's rate of a step, `local_step_s` the virtual seconds of one of
     `local_steps`; `on_train` hears of every training once what came before it is complete.
     """
+
+    vectors: SymbolicVectors
 
     def __init__(
         self,
@@ -111,5 +125,5 @@ class SymbolicBody:
         varied = effect.local_steps
         return self._local_step_s * (self._local_steps if varied is None else len(varied))
 
-    def payload(self, outgoing: tuple[Symbol, ...]) -> tuple[Symbol, ...]:
-        return outgoing
+    def letter(self, head: Head, outgoing: tuple[Symbol, ...]) -> tuple[Head, tuple[Symbol, ...]]:
+        return self.vectors.counted(head, outgoing), outgoing

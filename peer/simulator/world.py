@@ -94,8 +94,8 @@ class Body(Protocol):
     def duration_s(self, effect: Train) -> float:
         """Virtual seconds that those local steps take."""
 
-    def payload(self, outgoing: Any) -> tuple[Any, ...]:
-        """What the receiver gets: a payload for each section, through the wire format."""
+    def letter(self, head: Head, outgoing: Any) -> tuple[Head, tuple[Any, ...]]:
+        """What the receiver gets: header, and a payload for each section as the wire leaves it."""
 
 
 class _Flight(NamedTuple):
@@ -203,7 +203,7 @@ class Node:
     def send(self, to: PeerId, head: Head, outgoing: Any) -> None:
         if not self.alive:
             return
-        self.world.transmit(self.peer, to, head, self.body.payload(outgoing))
+        self.world.transmit(self.peer, to, *self.body.letter(head, outgoing))
 
     def cancel(self, to: PeerId, head: Head) -> None:
         self.world.cancel(to, head)

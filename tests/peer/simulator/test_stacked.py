@@ -185,6 +185,38 @@ def test_a_deterministic_run_is_the_run_bit_for_bit(
         assert (a.losses, a.metrics) == (b.losses, b.metrics)
 
 
+@pytest.mark.parametrize("deterministic", ["true", "false"])
+@pytest.mark.parametrize("fallback", ["previous", "counts"])
+def test_plans_repeat_while_counts_still_grow(fallback: str, deterministic: str) -> None:
+    """On a chain of 16 counts settle after 15 steps, of which hardly any need state machines."""
+    overrides = (
+        "peers=16",
+        "steps=20",
+        f'algorithm.fallback="{fallback}"',
+        f"deterministic={deterministic}",
+    )
+    alone, together, simulation = both(*overrides)
+    assert_same(alone, together, 0 if deterministic == "true" else 1e-9)
+    assert simulation.swarm.replayed >= 14
+    config = parse(TEXT, overrides)
+    counted: list[dict[Any, Any]] = [
+        {
+            (event["peer"], event["step"]): event["models_counted"]
+            for event in events_of(config, stacked=stacked)
+            if event["event"] == "step"
+        }
+        for stacked in ("off", "on")
+    ]
+    assert counted[0] == counted[1]
+    assert len(set(counted[0].values())) > 5
+
+
+def test_a_rate_that_changes_once_counts_have_settled_is_waited_for() -> None:
+    alone, together, simulation = both("peers=16", "optimizer.relay_lr_correction=true")
+    assert_same(alone, together, 1e-9)
+    assert 0 < simulation.swarm.replayed < 24 - 15
+
+
 def test_what_cannot_be_stacked_keeps_one_object_per_peer() -> None:
     config = parse(TEXT, ['faults.crash=[{peer="peer-1", at_step=3}]'])
     assert not is_wanted(config, "auto")

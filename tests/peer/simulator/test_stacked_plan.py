@@ -5,11 +5,16 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.algorithms.core import Averaged
+from peer.codec import Format
+from peer.simulator.counts import Count, Formula
 from peer.simulator.plan import History, Part, Plan, Stage, Training
+from peer.simulator.table import Table
 
 ROWS = 5
 
@@ -117,3 +122,36 @@ def test_every_difference_counts() -> None:
     assert not plan_of(9, 0.5, trainings=slower).repeats(same)
     fewer = [(k, Averaged(9, 1, 2, 1, 1, 0, 0.0)) for k in range(2)]
     assert not plan_of(9, 0.5, averaged=fewer).repeats(same)
+
+
+def one_peer(*, is_exact: bool = False) -> Table:
+    """Its model is in row 0; messages follow."""
+    start = torch.ones(1, dtype=torch.float64)
+    return Table(start, 1, [], 1, Format.FLOAT64, 1, is_exact=is_exact)
+
+
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_numbers_follow_from_the_counts_of_messages(*, is_exact: bool) -> None:
+    """A message in row 1 with one model more in it every time, and a mean by its count."""
+    table = one_peer(is_exact=is_exact)
+    part = Part(1)
+    part.form(1, [(1, 0)], 1, Formula(1, ((1, 1),), value=1))
+    part.form(2, [(Count.of(1, row=1) + 4, 0)], Count.of(1, row=1))
+    steps = table.compiled(part.take())
+    for count in (1, 2, 3, 4):
+        table.apply(0, steps, is_first=count == 1)
+        assert all(step.is_sound for step in steps)
+        assert table.counts([Formula(10, ((1, 2),))]) == [10 + 2 * count]
+        assert table.rows(slice(2, 3)).item() == pytest.approx((count + 4) / count)
+
+
+def test_numbers_that_do_not_follow_are_found_and_recorded_ones_are_used() -> None:
+    """The count is of a message that was in row 1 before: the one there now has another."""
+    table = one_peer()
+    part = Part(1)
+    part.form(1, [(1, 0)], 1, Formula(2, value=2))
+    part.form(0, [(Count.of(5, row=1), 0)], 1)
+    steps = table.compiled(part.take())
+    table.apply(0, steps)
+    assert [step.is_sound for step in steps] == [True, False]
+    assert table.models().item() == 5
