@@ -39,6 +39,7 @@ from coordinator.spanning_tree import spanning_tree
 from coordinator.views import lay_out
 from peer.manifest import hardware, versions
 from peer.simulator.learning import simulate
+from peer.simulator.memory import memory_of_a_swarm
 from peer.simulator.stacked_run import StackedSimulation
 from peer.simulator.stacked_training import OneByOne, Stacked
 from peer.tasks.quadratics import Quadratics
@@ -297,14 +298,16 @@ Timings: TypeAlias = dict[str, list[Timing]]
 
 
 def in_turn(runs: Mapping[str, Callable[[], Any]], turns: int = TURNS) -> Timings:
-    """What each took, run in turn. The first round warms up, unless it is the only one."""
+    """What each took, run in turn, with memory as `simulate` has it. The first round warms up,
+    unless it is the only one."""
     timings: Timings = {name: [] for name in runs}
     for turn in range(turns + (turns > 1)):
         for name, run in runs.items():
-            began, cpu = time.perf_counter(), time.process_time()
-            run()
-            if turn or turns == 1:
+            with memory_of_a_swarm():
+                began, cpu = time.perf_counter(), time.process_time()
+                run()
                 took = Timing(time.perf_counter() - began, time.process_time() - cpu)
+            if turn or turns == 1:
                 timings[name].append(took)
     return timings
 

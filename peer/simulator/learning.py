@@ -7,10 +7,8 @@ final parameters are those of a real swarm, bit for bit.
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +41,7 @@ from peer.progress import Progress
 from peer.registers import Registers, evaluate
 from peer.simulator.coordination import Coordination
 from peer.simulator.lattice_wire import LatticeWire
+from peer.simulator.memory import memory_of_a_swarm
 from peer.simulator.metric_mail import MetricMail
 from peer.simulator.planned import Crashes, PlannedLink
 from peer.simulator.traffic import Cost, Meter
@@ -57,8 +56,7 @@ if TYPE_CHECKING:
     from peer.simulator.stacked_training import Stacking
 
 LOCAL_STEP_S = 1.0  # virtual
-GARBAGE = 100_000  # objects between two looks of Python's collector
-STEP_EVENTS = 50_000
+STEP_EVENTS = 20_000
 """Events of single steps beyond which only every k-th step is told, and the last."""
 
 PATIENCE = 4  # deadlines and leases that may pass without a step before a run is given up
@@ -85,25 +83,11 @@ def simulate(
     from peer.simulator import stacked_run  # it builds on this module
 
     check_peers(config.faults, peer_ids(config.peers))
-    if stacked_run.is_wanted(config, stacked):
-        together = stacked_run.StackedSimulation
-        return together(config, data_dir, progress, mean_every, stacked, device).run()
-    return Simulation(config, data_dir, progress, mean_every).run()
-
-
-@contextmanager
-def collecting_rarely() -> Iterator[None]:
-    """Python's cycle collector looks at all objects whenever there are a quarter more: while a
-    large swarm starts, most of the time. Here it passes over what there was, and looks less often.
-    """
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(GARBAGE, *thresholds[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
+    with memory_of_a_swarm():
+        if stacked_run.is_wanted(config, stacked):
+            together = stacked_run.StackedSimulation
+            return together(config, data_dir, progress, mean_every, stacked, device).run()
+        return Simulation(config, data_dir, progress, mean_every).run()
 
 
 def is_told(config: RunConfig, step: int) -> bool:
@@ -188,12 +172,11 @@ class Simulation:
     def run(self) -> RunOutcome:
         """To the end, or until nothing can come any more."""
         started = time.perf_counter()
-        with collecting_rarely():
-            for shard, peer in enumerate(self._members):
-                self._crashes.schedule(peer)
-                self._add(peer, shard % self._config.shards)
-            self._begin()
-            self._world.run(self._over)
+        for shard, peer in enumerate(self._members):
+            self._crashes.schedule(peer)
+            self._add(peer, shard % self._config.shards)
+        self._begin()
+        self._world.run(self._over)
         for peer, node in self._world.nodes.items():
             if node.finished_at is not None:
                 self._tell(self._finished(node, self._bodies[peer]))

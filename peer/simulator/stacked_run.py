@@ -25,7 +25,6 @@ from peer.simulator.learning import (
     LOCAL_STEP_S,
     Listener,
     MeanModels,
-    collecting_rarely,
     format_of,
     is_told,
     step_event,
@@ -98,8 +97,7 @@ class StackedSimulation:
         for view in self._views:
             self._mail.open(view.me, self._config, self._tell).viewed(view)
         self._begun = time.perf_counter()
-        with collecting_rarely():
-            self.swarm.run()
+        self.swarm.run()
         models = self.swarm.table.models()
         for k, peer in enumerate(self._members):
             if self.swarm.finished(k):
