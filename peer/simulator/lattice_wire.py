@@ -20,10 +20,11 @@ Vectors = tuple[Tensor, ...]
 
 
 class LatticeWire:
-    """All edges of a simulated swarm; `wrote(sender, bytes)` is told of each try."""
+    """All edges of a simulated swarm; `wrote(sender, bits, bytes)` is told of each try: the bits of
+    an element (or FULL_PRECISION), and the bytes of the payload."""
 
     def __init__(
-        self, setting: LatticeSetting, seed: int, wrote: Callable[[PeerId, int], None]
+        self, setting: LatticeSetting, seed: int, wrote: Callable[[PeerId, int, int], None]
     ) -> None:
         self._setting, self._seed, self._wrote = setting, seed, wrote
         self._forecasts: dict[tuple[PeerId, PeerId], Forecast] = {}
@@ -58,9 +59,12 @@ class LatticeWire:
         return payload, key.distances(payload) if key else ()
 
     def _write(self, head: Head, payload: Vectors, lattice: Lattice | None) -> None:
-        for vector in payload:
-            coding = lattice or default_format(vector.dtype)
-            self._wrote(head.sender, payload_bytes(coding, 1, vector.numel()))
+        bits = lattice.bits if lattice else FULL_PRECISION
+        sizes = [
+            payload_bytes(lattice or default_format(vector.dtype), 1, vector.numel())
+            for vector in payload
+        ]
+        self._wrote(head.sender, bits, sum(sizes))
 
 
 def _through(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from peer.algorithms.core import PeerId
@@ -25,7 +25,8 @@ class Cost:
 
     `message_rounds_per_step` is the length of the longest chain of messages that somebody had to
     wait for (`world.Node.depth`), divided by the steps. `gradient_evaluations` are those of all
-    peers together, one for each optimizer step.
+    peers together, one for each optimizer step. `messages_by_bits` are those of a run on the
+    lattice, by the bits of an element (0: full precision), each try of a message for itself.
     """
 
     virtual_seconds: float
@@ -34,6 +35,7 @@ class Cost:
     bytes_sent: int
     message_rounds_per_step: float
     gradient_evaluations: int
+    messages_by_bits: Mapping[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,6 +62,7 @@ class Meter:
         self._elements_received: Counter[PeerId] = Counter()
         self._bytes_written: Counter[PeerId] = Counter()
         self._steps: Counter[PeerId] = Counter()
+        self._by_bits: Counter[str] = Counter()
 
     def sent(self, sender: PeerId, to: PeerId, payload: tuple[Sized, ...]) -> None:  # noqa: ARG002
         self.messages_sent[sender] += 1
@@ -68,8 +71,9 @@ class Meter:
     def received(self, sender: PeerId, to: PeerId, payload: tuple[Sized, ...]) -> None:  # noqa: ARG002
         self._elements_received[to] += _size(payload)
 
-    def wrote(self, sender: PeerId, count: int) -> None:
-        """It sent so many bytes, whatever the elements in them."""
+    def wrote(self, sender: PeerId, bits: int, count: int) -> None:
+        """It sent a message of so many bytes, with so many bits an element."""
+        self._by_bits[str(bits)] += 1
         self._bytes_written[sender] += count
 
     def counts(self) -> tuple[Counter[PeerId], ...]:
@@ -105,6 +109,7 @@ class Meter:
             bytes_sent=sum(self.bytes_sent(peer) for peer in self._steps),
             message_rounds_per_step=message_rounds / steps,
             gradient_evaluations=self._steps.total() * self._local_steps,
+            messages_by_bits=dict(self._by_bits),
         )
 
     def _per_step(self, elements: Counter[PeerId]) -> PerStep:

@@ -66,3 +66,16 @@ def test_the_mean_model_is_measured_once_everyone_has_done_the_step(play) -> Non
 def test_peers_evaluate_when_they_are_told_to(play) -> None:
     run = play("", "evaluation.every=10")
     assert [e["step"] for e in run.of("evaluation", "peer-2")] == [10, 20]
+
+
+def test_messages_on_the_lattice_by_their_bits(play) -> None:
+    """On each of 6 directed edges the first two go in full precision; every other is written with 8
+    bits, and some again with more."""
+    cost = play("", "transport.wire_format=lattice").cost
+    tries = cost["messages_by_bits"]
+    assert tries["0"] >= 2 * 6
+    assert tries["8"] == 28 * 6
+    block = 12
+    per_message = {"0": 3 * 8, "8": block + 3, "16": block + 2 * 3}
+    assert cost["bytes_sent"] == sum(per_message[bits] * count for bits, count in tries.items())
+    assert play("").cost["messages_by_bits"] == {}
