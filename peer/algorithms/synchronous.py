@@ -6,7 +6,10 @@ decides when. It is the home of the rules that concern a peer as a whole:
     R4  A peer that has finished its local steps and holds a label > t labels its own message with
         the largest such label: it jumps ahead, and its relayed sums stay valid.
     R8  A new epoch clears slots and last-used labels. What is under way to members still goes out:
-        a neighbour may be at the step before, in the old epoch, and wait for it.
+        a neighbour may be at the step before, in the old epoch, and wait for it. Who is known to be
+        unreachable stays so, in its present life. Views take effect one after the other, each at
+        its step; who has gone on to a later epoch than ours is not waited for if we know of one
+        too: what it sends now is of use there only.
 
 A failure therefore costs at most three deadlines once, and never one a step. The rules that
 concern a single edge are in `slots` and `sending`. R9 (a finished peer lingers) is the driver's.
@@ -25,6 +28,7 @@ from peer.algorithms.core import (
     Drop,
     DropReason,
     Effect,
+    Epoch,
     Event,
     Finished,
     Gone,
@@ -73,7 +77,9 @@ class Synchronous(Algorithm):
         self.phase = Phase.IDLE
         self.lr: Coef = 0
         self.view: View | None = None
-        self._next_view: View | None = None
+        self._pending: list[View] = []  # later ones, each with a later effective step
+        self._unreachable: set[PeerId] = set()  # so the transport said, and nothing came since
+        self._gone_on: set[PeerId] = set()  # to a later epoch than ours
         self._step = run.start_step
         self._epoch_start = run.start_step
         self._round = 0
@@ -201,9 +207,11 @@ class Synchronous(Algorithm):
         match event:  # the commonest first
             case Received():
                 effects = self._received(event)
-            case SendDone(to, head):
+            case SendDone(to, head, verdict):
                 self._under_way.done(to, head)
-                return []  # nobody waits for an answer
+                if verdict is not Verdict.EPOCH_BEHIND or not self._is_present(head.epoch):
+                    return []  # nobody waits for an answer
+                self._gone_on.add(to)
             case Trained(step, lr):
                 effects = self._trained(step, lr, now)
             case NewView(view):
@@ -217,10 +225,11 @@ class Synchronous(Algorithm):
     # --- topology ----------------------------------------------------------------------------
 
     def _new_view(self, view: View, now: float) -> list[Effect]:
-        known = self._next_view or self.view
+        known = self._last_view
         if self.phase is Phase.FINISHED or (known and view.epoch.age <= known.epoch.age):
             return []
-        self._next_view = view
+        sooner = [v for v in self._pending if v.effective_step < view.effective_step]
+        self._pending = [*sooner, view]
         if self.phase is Phase.IDLE:
             self._step = max(self._step, view.effective_step)
             return self._begin_step(now)
@@ -232,11 +241,18 @@ class Synchronous(Algorithm):
         return effects
 
     def _adopt(self) -> list[Effect]:
-        """Take up the next view if its time has come (R8)."""
-        view = self._next_view
-        if view is None or self._step < view.effective_step:
+        """Take up the latest view whose time has come (R8)."""
+        due = [view for view in self._pending if view.effective_step <= self._step]
+        if not due:
             return []
-        self.view, self._next_view = view, None
+        self._pending = self._pending[len(due) :]
+        before, view = self.view, due[-1]
+        old_lives = before.members if before else {}
+        self._unreachable = {
+            peer for peer in self._unreachable if view.members.get(peer) == old_lives.get(peer)
+        }
+        self._gone_on = set()
+        self.view = view
         self._epoch_start = self._step
         held = [held.head for slot in self._slots.values() for held in slot.held.values()]
         self._slots, self._due_slots = {}, None
@@ -301,7 +317,7 @@ class Synchronous(Algorithm):
         if not missing:
             return []
         others = self._slots.values()
-        cut_off = self._next_view is None and all(slot.silent for slot in others)
+        cut_off = not self._pending and all(slot.silent for slot in others)
         awaited = [edge for edge, slot in missing if slot.awaited(due, cut_off=cut_off)]
         return [edge for edge in awaited if self._lives_on(edge[1])]
 
@@ -312,9 +328,12 @@ class Synchronous(Algorithm):
         return self._due_slots[1]
 
     def _lives_on(self, peer: PeerId) -> bool:
-        """Whether the next topology, if there is one, still has that peer, in its present life."""
-        following = self._next_view
-        return following is None or following.members.get(peer) == self._view.members.get(peer)
+        """Whether the last topology known still has that peer, in its present life, and it has not
+        gone on to a later one without us. (If we know of no later one, ours is on its way.)"""
+        if not self._pending:
+            return True
+        following = self._pending[-1].members.get(peer)
+        return following == self._view.members.get(peer) and peer not in self._gone_on
 
     def _complete(self, now: float) -> list[Effect]:
         inbox, effects = self._take()
@@ -366,6 +385,7 @@ class Synchronous(Algorithm):
     # --- what comes in -----------------------------------------------------------------------
 
     def _received(self, event: Received) -> list[Effect]:
+        self._unreachable.discard(event.head.sender)
         verdict = self.admit(event.head)
         if verdict is not Verdict.ACCEPTED:
             return [Drop(event.head, DROP_REASONS.get(verdict, DropReason.UNEXPECTED))]
@@ -374,6 +394,7 @@ class Synchronous(Algorithm):
 
     def _gone(self, peer: PeerId, head: Head | None) -> list[Effect]:
         if head is None:
+            self._unreachable.add(peer)
             for edge in [*self._slots, *(self._edges if self.view else ())]:
                 if edge[1] == peer:
                     self._slot(edge).silent = True
@@ -396,6 +417,14 @@ class Synchronous(Algorithm):
         return self.view
 
     @property
+    def _last_view(self) -> View | None:
+        """The latest one known, whether or not it has taken effect."""
+        return self._pending[-1] if self._pending else self.view
+
+    def _is_present(self, epoch: Epoch) -> bool:
+        return self.view is not None and epoch == self.view.epoch
+
+    @property
     def _label(self) -> Label:
         return (self._step, self._round)
 
@@ -411,5 +440,7 @@ class Synchronous(Algorithm):
 
     def _slot(self, edge: Edge) -> Slot:
         if edge not in self._slots:
-            self._slots[edge] = Slot(start=(self._view.effective_step - 1, self.rounds))
+            slot = Slot(start=(self._view.effective_step - 1, self.rounds))
+            slot.silent = edge[1] in self._unreachable
+            self._slots[edge] = slot
         return self._slots[edge]

@@ -60,3 +60,25 @@ def test_a_peer_started_again_resumes_its_checkpoint_and_keeps_its_shard(
     assert min(swarm.steps("peer-1")) >= 30
     assert all(swarm.steps(peer)[119]["models_counted"] == 4 for peer in swarm.peers)
     assert all(swarm.swarm_metrics(peer)[120]["peers"] == 4 for peer in swarm.peers)
+
+
+def test_a_join_a_leave_and_a_death_in_quick_succession_cost_no_deadline(
+    daemons: Callable[..., Any],
+) -> None:
+    """Epochs follow each other faster than they take effect, and one still has the dead peer."""
+    swarm = daemons(
+        *("task.name=quadratics", "topology.graph=random-regular", "data.shards=7"),
+        *("faults.delay_s=0.01", "transport.deadline_s=40", "coordinator.lease_s=10"),
+        *("peers=6", "steps=200"),
+    )
+    swarm.until_step(30)
+    swarm.add("peer-6")
+    swarm.peers.pop("peer-2").send(signal.SIGTERM)
+    swarm.peers.pop("peer-4").send(signal.SIGKILL)
+    swarm.finish()
+    reasons = {event["reason"] for event in swarm.coordinator.events("topology")}
+    assert {"left", "joined", "unreachable"} <= reasons
+    for peer in swarm.peers:
+        steps = swarm.steps(peer)
+        assert max(event["wait_s"] for event in steps.values()) < 30
+        assert steps[199]["models_counted"] == steps[199]["swarm_size"] == 5

@@ -257,6 +257,78 @@ def test_r8_messages_to_peers_that_left_are_cancelled() -> None:
     assert [send.to for send in effects if isinstance(send, Send)] == ["c"]
 
 
+def test_r8_a_neighbour_known_to_be_unreachable_stays_so_in_a_new_epoch() -> None:
+    """The transport says it once an outage: a new epoch that still has it must not forget it."""
+    peer = training(of=fork())
+    peer.handle(Gone("b"), 0.2)
+    peer.handle(NewView(fork(2)), 0.3)
+    peer.handle(from_b(0, epoch=2, sender="c"), 0.5)
+    assert averaged(peer.handle(Trained(0, 1), 1.0)).missed == 1
+    peer.handle(from_b(1, epoch=2), 1.5)  # it is back
+    peer.handle(from_b(1, epoch=2, sender="c"), 1.6)
+    peer.handle(Trained(1, 1), 2.0)
+    peer.handle(NewView(replace(fork(3), effective_step=2)), 2.1)
+    peer.handle(from_b(2, epoch=3, sender="c"), 2.2)
+    assert not of(Averaged, peer.handle(Trained(2, 1), 3.0))
+
+
+def test_r8_the_next_life_of_an_unreachable_neighbour_is_waited_for() -> None:
+    peer = training(of=fork())
+    peer.handle(Gone("b"), 0.2)
+    again = replace(fork(2), members={"a": 1, "b": 2, "c": 1})
+    peer.handle(NewView(again), 0.3)
+    peer.handle(from_b(0, epoch=2, sender="c"), 0.5)
+    assert not of(Averaged, peer.handle(Trained(0, 1), 1.0))
+
+
+def test_r8_views_take_effect_one_after_the_other() -> None:
+    """Who skipped one would be alone in the epoch before it, while the others are in that one."""
+    peer = training()
+    peer.handle(NewView(view(number=2, effective_step=1)), 0.1)
+    peer.handle(NewView(view(number=3, effective_step=3)), 0.2)
+    epochs = []
+    for step in range(4):
+        (send,) = of(Send, peer.handle(Trained(step, 1), float(step)))
+        epochs.append(send.head.epoch.number)
+        peer.handle(from_b(step, epoch=send.head.epoch.number), step + 0.5)
+    assert epochs == [1, 2, 2, 3]
+
+
+def test_r8_a_view_is_skipped_if_a_later_one_takes_effect_no_later() -> None:
+    peer = training()
+    peer.handle(NewView(view(number=2, effective_step=3)), 0.1)
+    peer.handle(NewView(view(number=3, effective_step=1)), 0.2)
+    peer.handle(from_b(0), 0.5)
+    peer.handle(Trained(0, 1), 1.0)
+    assert peer.view == view(number=3, effective_step=1)
+
+
+def test_r8_a_neighbour_that_has_gone_on_without_us_is_not_waited_for() -> None:
+    """It took up an epoch that we never heard of, on the way to one that we know."""
+    peer = waiting()
+    sent = replace(from_b(0).head, sender="a")
+    peer.handle(NewView(view(number=3, effective_step=2)), 100.1)
+    assert averaged(peer.handle(SendDone("b", sent, Verdict.EPOCH_BEHIND), 100.2)).missed == 1
+    assert averaged(peer.handle(Trained(1, 1), 101.0)).waited_s == 0.0
+    assert not of(Averaged, peer.handle(Trained(2, 1), 102.0))  # in epoch 3 it is
+
+
+def test_r8_without_a_later_view_it_is_awaited_with_the_neighbours_message() -> None:
+    """Else we would run away from the others while it is on its way."""
+    peer = waiting()
+    sent = replace(from_b(0).head, sender="a")
+    assert peer.handle(SendDone("b", sent, Verdict.EPOCH_BEHIND), 100.2) == []
+    assert averaged(peer.handle(NewView(view(number=3, effective_step=2)), 100.3)).missed == 1
+
+
+def test_r8_a_refusal_of_an_epoch_that_is_over_here_too_changes_nothing() -> None:
+    peer = waiting(1)
+    peer.handle(NewView(view(number=2, effective_step=1)), 100.1)
+    peer.handle(NewView(view(number=3, effective_step=4)), 100.2)
+    sent = replace(from_b(1).head, sender="a")
+    assert peer.handle(SendDone("b", sent, Verdict.EPOCH_BEHIND), 100.3) == []
+
+
 # --- epochs ---------------------------------------------------------------------------------------
 
 
