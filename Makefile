@@ -24,7 +24,9 @@ $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt $(1) | sed -u -n \
 	-e 's|^Successfully installed.*|  done|p'
 endef
 
-.PHONY: help demo test test-ray check lint types imports docs figures proto proto-check proto-lint format clean
+APT_INSTALL := apt-get update -qq && apt-get install -y -qq --no-install-recommends
+
+.PHONY: help demo test test-ray test-page test-monitoring test-compose kubectl check lint types imports docs figures proto proto-check proto-lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,18 +34,18 @@ help: ## List the targets
 demo: $(VENV)/.runtime ## Eight peers learn digits on this machine; report in reports/demo
 	@$(BIN)/relayswarm up examples/demo.toml --report reports/demo $(ARGS)
 
-test: $(VENV)/.dev ## Run the tests (ARGS='-k relay -x' goes to pytest)
+test: $(VENV)/.dev kubectl ## Run the tests (ARGS='-k relay -x' goes to pytest)
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10 --durations-min=1 $(ARGS)
 
 test-ray: $(RAY_VENV)/.ray ## Sweep on a local Ray, and compare the rows with those of processes
 	@$(RAY_VENV)/bin/python -m pytest -q -k 'ray or parquet' tests/peer/sweep/test_sweep.py $(ARGS)
 
 test-page: $(VENV)/.dev ## The coordinator's page in Chromium (installs it; needs apt and root)
-	@command -v chromium >/dev/null || apt-get install -y -qq --no-install-recommends chromium
+	@command -v chromium >/dev/null || { $(APT_INSTALL) chromium; }
 	@$(BIN)/python -m pytest -q systemtests/test_page.py
 
 test-monitoring: ## Prometheus config, rules and alerts (installs promtool; needs apt and root)
-	@command -v promtool >/dev/null || apt-get install -y -qq --no-install-recommends prometheus
+	@command -v promtool >/dev/null || { $(APT_INSTALL) prometheus; }
 	@promtool check config deploy/prometheus/prometheus.yml
 	@promtool test rules deploy/prometheus/rules_test.yml
 
@@ -82,6 +84,9 @@ proto-lint: $(VENV)/.dev ## buf: style of the wire contract
 format: $(VENV)/.dev ## Let ruff format and mend what it can
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
+
+kubectl: $(VENV)/.made ## Fetch kubectl into .venv if there is none, for the tests of deploy/kustomize
+	@PATH="$$PATH:$(BIN)" command -v kubectl >/dev/null || $(BIN)/python tools/get_kubectl.py $(BIN)
 
 clean: ## Remove the environments, caches and reports
 	rm -rf $(VENV) $(PROTO_VENV) $(RAY_VENV) reports dist .mypy_cache .ruff_cache .pytest_cache \

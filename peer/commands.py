@@ -143,6 +143,10 @@ def peer(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in --state-dir.")
     ] = False,
+    stay: Annotated[
+        bool,
+        typer.Option("--stay", help="After the last step serve the model until told to end."),
+    ] = False,
     reflection: Annotated[
         bool, typer.Option("--reflection", help="Serve gRPC reflection, for grpcurl and the like.")
     ] = False,
@@ -181,6 +185,7 @@ def peer(
         state_dir=state_dir,
         patience_s=patience,
         resume=resume,
+        stay=stay,
         reflection=reflection,
         json_events=as_json,
         allow_tasks=tuple(allow_task or ()),

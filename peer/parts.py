@@ -58,6 +58,7 @@ class PeerOptions:
     state_dir: Path | None = None
     patience_s: float = 60.0  # for the coordinator to answer a join
     resume: bool = False
+    stay: bool = False
     reflection: bool = False
     json_events: bool = False
     security: Security = PLAIN

@@ -190,6 +190,17 @@ class Peer:
         self._linger(parts)
         self._ended.set()
         self._say_goodbye(parts, finished=True)
+        if self.options.stay:
+            self._stay()
+
+    def _stay(self) -> None:
+        """Serve the final model and metrics until a signal comes: for deployments that start a
+        process again when it ends."""
+        log.info("all steps done; serving the model until told to end")
+        self._lingers = True
+        with suppress(_Interrupted):
+            threading.Event().wait()
+        self._lingers = False
 
     def _linger(self, parts: Parts) -> None:
         """Until neighbours have our last messages, and we their last metrics; a signal ends it."""

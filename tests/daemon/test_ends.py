@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from peer.training.checkpoint import load_latest
+from peer.transport.read_model import read_model
 
 CHAIN = (
     "task.name=quadratics",
@@ -72,3 +73,19 @@ def test_a_stopped_swarm_goes_on_from_its_checkpoints(daemons: Callable[..., Any
         assert min(swarm.steps(peer)) == max(done.values())  # where all can begin together
         assert finished[peer]["steps"] == 100
         assert finished[peer]["metrics"]["suboptimality"] < 0.01
+
+
+def test_a_peer_that_stays_serves_its_model_until_it_is_told_to_end(
+    daemons: Callable[..., Any],
+) -> None:
+    swarm = daemons(
+        "task.name=quadratics", "topology.graph=chain", "peers=2", "steps=5", start=False
+    )
+    swarm.add_all("--stay")
+    swarm.coordinator.until("finished")
+    for peer, process in swarm.peers.items():
+        assert not process.has_ended
+        model = read_model(process.until("peer_started")["address"])
+        assert (model.peer_id, model.step) == (peer, 5)
+        process.send(signal.SIGTERM)
+    assert set(swarm.finish()) == {"peer-0", "peer-1"}
