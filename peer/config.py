@@ -86,9 +86,13 @@ def build_algorithm(config: RunConfig, start_step: int = 0) -> Algorithm:
 def _check_wire_format(config: RunConfig) -> None:
     """A message on the lattice is decoded next to the last one of the same edge."""
     name, wire_format = config.algorithm.name, config.transport.wire_format
+    quantize = config.algorithm.quantize
+    if quantize == "lattice" and wire_format is not None:
+        problem = 'with algorithm.quantize = "lattice", copies travel on the lattice or exactly'
+        raise ConfigError("transport.wire_format", wire_format, problem, "leave it out")
     if wire_format == "lattice" and issubclass(find_algorithm(name)[0], Pairwise):
         problem = f"{name} draws its partners, so that their last messages are old"
-        remedy = "choose another format, or a method with steps, such as relaysgd"
+        remedy = 'set algorithm.quantize = "lattice" instead'
         raise ConfigError("transport.wire_format", wire_format, problem, remedy)
 
 

@@ -52,6 +52,7 @@ from peer.training_thread import TrainingThread
 from peer.transport.client import Outbox
 from peer.transport.contract import Outgoing, PeerState, Snapshot
 from peer.transport.metric_payload import sums_of
+from peer.wire_format import quantizer
 from relayswarm.net.gate import Denial
 from relayswarm.net.sparing import SparingLog
 
@@ -131,7 +132,8 @@ class Daemon:
     def _begin(self, algorithm: Algorithm) -> None:
         flat = self.trainer.flat
         self.algorithm = algorithm
-        self.registers = Registers(flat.vector, algorithm.registers, flat.parameters_end)
+        rounding = quantizer(self.trainer.config)
+        self.registers = Registers(flat.vector, algorithm.registers, flat.parameters_end, rounding)
         self._driver = Driver(algorithm, self.registers, self)
         self._exchanges = Counter(algorithm.exchanges)  # those that metrics know of
         self._training.steps_done = algorithm.step

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from peer.algorithms.core import (
     LIVE,
     Algorithm,
+    Apart,
     Averaged,
     Cancel,
     Drop,
@@ -21,6 +22,7 @@ from peer.algorithms.core import (
     NewView,
     Observe,
     PeerId,
+    Quantize,
     Reg,
     Send,
     Set,
@@ -33,6 +35,8 @@ class Vectors(Protocol):
 
     def split(self, trees: int) -> None: ...
     def set(self, reg: Reg, lin: Lin, tree: int | None = None) -> None: ...
+    def quantize(self, reg: Reg, lin: Lin, to: PeerId, head: Head) -> None: ...
+    def apart(self, lin: Lin) -> None: ...
     def norm(self, lin: Lin, tree: int | None = None) -> float: ...
     def outgoing(self, lins: tuple[Lin, ...], head: Head) -> Any: ...
     def about_to_write(self, name: str) -> None: ...
@@ -84,6 +88,10 @@ class Driver:
         match effect:
             case Set(reg, lin, tree):
                 self._vectors.set(reg, lin, tree)
+            case Quantize(reg, lin, to, head):
+                self._vectors.quantize(reg, lin, to, head)
+            case Apart(lin):
+                self._vectors.apart(lin)
             case Send(to, head, lins):
                 self._host.send(to, head, self._vectors.outgoing(lins, head))
             case Train():

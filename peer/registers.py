@@ -19,7 +19,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from peer.algorithms.core import LIVE, Coef, Head, Kind, Lin, Message, Reg, Role
+from peer.algorithms.core import LIVE, Coef, Head, Kind, Lin, Message, PeerId, Reg, Role
+from peer.codec.edges import Lattice
+from peer.codec.quantizer import Quantizer
 
 CHUNK_ELEMENTS = 1 << 16  # small enough to stay in the processor's cache
 CUDA_CHUNK_ELEMENTS = 1 << 22  # large enough to hide the launch of a kernel
@@ -29,14 +31,22 @@ class Registers:
     """One peer's vectors: the live model and what its algorithm declares, each of shape (d,).
 
     `parameters_end` is where parameters end and float buffers begin in the flat vector; CORRECTION
-    registers stay zero from there on.
+    registers stay zero from there on. `quantizer` is None in a run without one.
     """
 
-    def __init__(self, live: Tensor, roles: Mapping[str, Role], parameters_end: int) -> None:
+    def __init__(
+        self,
+        live: Tensor,
+        roles: Mapping[str, Role],
+        parameters_end: int,
+        quantizer: Quantizer | None = None,
+    ) -> None:
         self.tensors = {LIVE: live, **{name: torch.zeros_like(live) for name in roles}}
         self._roles = dict(roles)
         self._parameters_end = parameters_end
         self._trees = 1
+        self._quantizer = quantizer
+        self._lattices: dict[str, Lattice | None] = {}  # of registers that were rounded to one
         self._readers: weakref.WeakSet[Outgoing] = weakref.WeakSet()
         self._guard = threading.Lock()  # readers are read by transport threads
         self.chunk = CUDA_CHUNK_ELEMENTS if live.is_cuda else CHUNK_ELEMENTS
@@ -64,6 +74,30 @@ class Registers:
         if self._roles.get(reg.name) is Role.CORRECTION:
             target[self._parameters_end :] = 0
 
+    def quantize(self, reg: Reg, lin: Lin, to: PeerId, head: Head) -> None:
+        """Evaluate Q(lin) into `reg`, for `to` to get with the message that `head` stands for."""
+        assert self._quantizer is not None, "the run has no quantizer"
+        self.set(reg, lin)
+        target = self.tensors[reg.name]
+        self._lattices[reg.name] = self._quantizer.round(target, target, to, head)
+
+    def apart(self, lin: Lin) -> None:
+        """Tell the quantizer how large `lin` is."""
+        assert self._quantizer is not None, "the run has no quantizer"
+        start, stop = self.span(None)
+        largest = 0.0
+        for a in range(start, stop, self.chunk):
+            chunk = evaluate(lin, self.tensors, a, min(a + self.chunk, stop), start)
+            largest = max(largest, float(chunk.abs().max()))
+        self._quantizer.saw(largest)
+
+    def lattice_of(self, lins: tuple[Lin, ...]) -> Lattice | None:
+        """How a payload is best written, if it is a register that was rounded to the lattice."""
+        match lins:
+            case (Lin(((1, Reg(name)),), 1),):
+                return self._lattices.get(name)
+        return None
+
     def norm(self, lin: Lin, tree: int | None = None) -> float:
         """Euclidean norm of `lin` on the coordinates of `tree`."""
         start, stop = self.span(tree)
@@ -75,6 +109,7 @@ class Registers:
         """The payload of a message: the value that `lins` have now, read whenever it is sent."""
         start, stop = self.span(head.tree if head.kind is Kind.RELAY else None)
         outgoing = Outgoing(lins, dict(self.tensors), start, stop, self._guard)
+        outgoing.lattice = self.lattice_of(lins)
         self._readers.add(outgoing)
         return outgoing
 
@@ -108,6 +143,7 @@ class Outgoing:
         self._guard = guard
         self.sections = len(lins)
         self.elements = stop - start
+        self.lattice: Lattice | None = None  # what it was rounded to
         self._names = {ref.name for lin in lins for _, ref in lin.terms if isinstance(ref, Reg)}
 
     def reads(self, name: str, live: Tensor) -> bool:

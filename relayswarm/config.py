@@ -85,6 +85,11 @@ class AlgorithmConfig(_Section):
         None, ge=0, lt=1, description="The method's own momentum (quasi-global)."
     )
     blocking: bool | None = Field(None, description="Pairwise averaging in its blocking form.")
+    quantize: Literal["none", "lattice"] | None = Field(
+        None,
+        description="Pairwise averaging of copies that were rounded at random to a lattice, which "
+        "takes 8 bits an element (see docs/concepts.md). Needs `transport.wire_format` unset.",
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Further options of the algorithm."
     )

@@ -263,6 +263,25 @@ class Set:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantize:
+    """Evaluate Q(lin) into `reg`: rounded to the run's lattice, for `to` to decode. The rounding is
+    random, by the place in the run that `head` names."""
+
+    reg: Reg
+    lin: Lin
+    to: PeerId
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """The largest element of `lin`, in absolute terms, is how far apart two copies were: the
+    quantizer reckons with it from now on."""
+
+    lin: Lin
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """Stop sending that message: a newer one takes its place."""
 
@@ -321,7 +340,9 @@ class Finished:
     step: int
 
 
-Effect: TypeAlias = Train | Send | Set | Cancel | Observe | Drop | Averaged | Finished
+Effect: TypeAlias = (
+    Train | Send | Set | Quantize | Apart | Cancel | Observe | Drop | Averaged | Finished
+)
 
 
 @dataclass(frozen=True, slots=True)

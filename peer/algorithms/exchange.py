@@ -116,13 +116,13 @@ class Exchanges:
 
     # --- as initiator ------------------------------------------------------------------------
 
-    def dial(self, view: View, step: int, to: PeerId, lin: Lin, deadline: float) -> list[Effect]:
+    def dial(self, view: View, step: int, to: PeerId, lin: Lin, deadline: float) -> Send:
         """Call a peer with an offer of `lin`."""
         assert not self.engaged
         self._number += 1
         head = _head(view, step, Kind.OFFER, self._number)
         self.call = Call(to, head, deadline)
-        return [Send(to, head, (lin,))]
+        return Send(to, head, (lin,))
 
     def hang_up(self, outcome: Outcome | None = None) -> list[Effect]:
         """End the call; without `outcome`: it failed, how can be told from what arrived."""

@@ -18,12 +18,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar
 
 from peer.algorithms.core import (
     Algorithm,
+    Apart,
     Averaged,
     Cancel,
     Conserved,
@@ -38,10 +39,14 @@ from peer.algorithms.core import (
     Lin,
     Message,
     NewView,
+    OptionError,
     PeerId,
+    Quantize,
     Received,
     Reg,
+    Role,
     Run,
+    Send,
     SendDone,
     Tick,
     Train,
@@ -56,6 +61,8 @@ from peer.algorithms.script import Script, Turn, Turns, parse_script
 
 PAUSE_S = 0.01  # at least, before calling again when all neighbours were busy; at most twice that
 PAUSE_PARTS = 1024
+QUANTIZERS = ("none", "lattice")
+ROUNDED = Reg("rounded")  # Q of what this peer shares, as the present exchange's message has it
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,19 @@ class Options:
     """`geometric`: the number of local steps is drawn, with the run's as its mean.
 
     `script`: interactions (initiator, partner, local steps) to go through in place of drawn ones;
-    peers then finish with it, whatever the run's number of steps. Raises OptionError.
+    peers then finish with it, whatever the run's number of steps. `quantize`: whether Q, through
+    which both copies of an exchange go, is the identity (none) or rounds to the lattice. Raises
+    OptionError.
     """
 
     geometric: bool = False
     script: Iterable[Sequence[Any]] = ()
+    quantize: str = "none"
 
     def __post_init__(self) -> None:
+        if self.quantize not in QUANTIZERS:
+            remedy = f"choose one of {', '.join(QUANTIZERS)}"
+            raise OptionError("quantize", self.quantize, "unknown quantizer", remedy)
         object.__setattr__(self, "script", tuple(tuple(row) for row in self.script))
         parse_script(self.script)
 
@@ -94,6 +107,7 @@ class Pairwise(Algorithm):
         self.phase = Phase.IDLE
         self.view: View | None = None
         self._options = options
+        self._rounds = options.quantize == "lattice"
         self._step = run.start_step
         self._local_steps = run.start_step * run.local_steps  # taken so far
         self._trained_at = 0.0
@@ -106,6 +120,15 @@ class Pairwise(Algorithm):
         self._partners = Partners(self._draw)
         interactions = parse_script(self._options.script)
         self._turns = Script(interactions, me) if interactions else Turns()
+
+    @property
+    def own(self) -> Reg:
+        """Q of this peer's own vector, as its partner gets it: valid while an exchange lasts."""
+        return ROUNDED if self._rounds else self.shared
+
+    @property
+    def registers(self) -> Mapping[str, Role]:
+        return {ROUNDED.name: Role.MODEL} if self._rounds else {}
 
     # --- what a method says ------------------------------------------------------------------
 
@@ -250,7 +273,7 @@ class Pairwise(Algorithm):
         self._trained_at = self._paused_until = now
         self._partners.begin()
         held = self._exchanges.held
-        return [self._answer(held, now)] if held else []
+        return self._answer(held, now) if held else []
 
     def _advance(self, now: float) -> list[Effect]:
         """Call somebody, if it is time to."""
@@ -263,7 +286,8 @@ class Pairwise(Algorithm):
         to = self._partners.pick(candidates, self._step)
         if to:
             deadline = now + self.run.deadline_s
-            return self._exchanges.dial(view, self._step, to, self._own(), deadline)
+            call = self._exchanges.dial(view, self._step, to, self._own(), deadline)
+            return self._through_q(call, self._step)
         self._partners.begin()
         self._paused_until = now + PAUSE_S * (1 + self._draw.below(PAUSE_PARTS) / PAUSE_PARTS)
         return []
@@ -276,7 +300,8 @@ class Pairwise(Algorithm):
     def _go_on(self, reply: Received | None, now: float) -> list[Effect]:
         """The end of a step as the initiator, without a reply alone."""
         self._turns.done(now)
-        effects = self.initiated(reply.messages[0] if reply else None)
+        x_j = reply.messages[0] if reply else None
+        effects = [*self._apart(x_j), *self.initiated(x_j)]
         return [*effects, *self._next_step(now, complete=reply is not None)]
 
     def _next_step(self, now: float, *, complete: bool) -> list[Effect]:
@@ -316,11 +341,12 @@ class Pairwise(Algorithm):
         if self.holds and self.phase is Phase.TRAINING:
             self._exchanges.held = event
             return crossed
-        return [*crossed, self._answer(event, now)]
+        return [*crossed, *self._answer(event, now)]
 
-    def _answer(self, offer: Received, now: float) -> Effect:
+    def _answer(self, offer: Received, now: float) -> list[Effect]:
         deadline = now + self.run.deadline_s
-        return self._exchanges.receive(offer, self._view, self._step, self._own(), deadline)
+        reply = self._exchanges.receive(offer, self._view, self._step, self._own(), deadline)
+        return self._through_q(reply, offer.head.step)
 
     def _lost(self, head: Head) -> list[Effect]:
         """A message that will not come: an offer is declined; without a reply the call failed."""
@@ -360,7 +386,7 @@ class Pairwise(Algorithm):
         """The end of an exchange at the partner."""
         (x_i,) = self._exchanges.part(outcome).messages
         self._turns.done(now)
-        return [*self.visited(x_i), *self.after_visit(now, complete=True)]
+        return [*self._apart(x_i), *self.visited(x_i), *self.after_visit(now, complete=True)]
 
     def _end_visit(self, now: float) -> list[Effect]:
         """The initiator is gone. It may have got the reply; an offer that is held is forgotten."""
@@ -385,7 +411,20 @@ class Pairwise(Algorithm):
     # --- small things ------------------------------------------------------------------------
 
     def _own(self) -> Lin:
-        return Lin(((1, self.shared),))
+        return Lin(((1, self.own),))
+
+    def _through_q(self, send: Send, step: int) -> list[Effect]:
+        """Send Q of this peer's vector. What it is rounded to depends on the initiator's step, not
+        on how often it had to call."""
+        if not self._rounds:
+            return [send]
+        place = replace(send.head, step=step, exchange=0)
+        return [Quantize(ROUNDED, Lin(((1, self.shared),)), send.to, place), send]
+
+    def _apart(self, other: Message | None) -> list[Effect]:
+        """What came is so far from this peer's own, by which the next one is rounded."""
+        known = other is not None and self._rounds
+        return [Apart(Lin(((1, self.shared), (-1, other))))] if known and other else []
 
     @property
     def _awaits_turn(self) -> bool:

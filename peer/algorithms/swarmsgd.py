@@ -9,12 +9,14 @@ write, and a computation x that started from X_hat_i: the value of X_i when i wa
 
 it draws a partner j among its neighbours, each as likely, sends X_i (an OFFER), gets X_j (a REPLY):
 
-    avg = (X_i + X_j) / 2
+    avg = (Q(X_i) + Q(X_j)) / 2
     X_j <- avg                         at the partner, whose own computation goes on untouched
     X_i <- avg + delta_i               at the initiator,
     X_hat_i <- X_i,  x <- X_i          which goes on from here
 
-So the mean of all X moves by delta_i / n and by nothing else. A peer takes part in one exchange at
+Q is the identity, or with `algorithm.quantize = "lattice"` rounds at random to the lattice of
+`peer.codec.quantizer`, without bias. So the mean of all X moves by delta_i / n and by nothing else
+but, with a quantizer, its rounding. A peer takes part in one exchange at
 a time; what follows from that for calls that cross, fail or stay unanswered is in `exchange`, who
 calls whom in `pairwise`. The partner averages once its reply is sent, the initiator once the reply
 is complete: an exchange that breaks may change the partner alone, but never the initiator alone.
@@ -60,7 +62,7 @@ class SwarmSGD(Pairwise):
 
     @property
     def registers(self) -> Mapping[str, Role]:
-        return {COPY.name: Role.MODEL, START.name: Role.CORRECTION}
+        return {COPY.name: Role.MODEL, START.name: Role.CORRECTION, **super().registers}
 
     def begin(self) -> list[Effect]:
         x_0 = Lin(((1, X),))
@@ -68,18 +70,17 @@ class SwarmSGD(Pairwise):
 
     def initiated(self, x_j: Message | None) -> list[Effect]:
         """Form X_i <- avg + delta_i, without a reply X_i <- X_i + delta_i."""
-        return [*(_average(x_j) if x_j else _alone()), Set(START, OWN), Set(X, OWN)]
+        return [*(self._average(x_j) if x_j else _alone()), Set(START, OWN), Set(X, OWN)]
 
     def visited(self, x_i: Message) -> list[Effect]:
-        return [Set(COPY, Lin(((1, COPY), (1, x_i)), 2))]
+        return [Set(COPY, Lin(((1, self.own), (1, x_i)), 2))]
 
-
-def _average(x_j: Message) -> list[Effect]:
-    return [
-        Observe("consensus_distance", Lin(((1, COPY), (-1, x_j)))),
-        Set(START, Lin(((1, COPY), (1, X), (-2, START)), 2)),  # X_i/2 + x/2 - X_hat
-        Set(COPY, Lin(((1, X), (1, x_j), (2, START)), 2)),  # avg + delta
-    ]
+    def _average(self, x_j: Message) -> list[Effect]:
+        return [
+            Observe("consensus_distance", Lin(((1, COPY), (-1, x_j)))),
+            Set(START, Lin(((1, self.own), (1, X), (-2, START)), 2)),  # Q(X_i)/2 + x/2 - X_hat
+            Set(COPY, Lin(((1, X), (1, x_j), (2, START)), 2)),  # avg + delta
+        ]
 
 
 def _alone() -> list[Effect]:

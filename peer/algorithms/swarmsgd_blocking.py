@@ -2,7 +2,7 @@
 
     line 1  an edge (i, j) is drawn uniformly
     line 2  i and j take H_i and H_j local steps from their own models
-    line 3  X_i, X_j <- (X_i + X_j) / 2
+    line 3  X_i, X_j <- (Q(X_i) + Q(X_j)) / 2        Q: the identity, or see `swarmsgd`
 
 Without a central clock an edge is drawn by whoever is trained first: it calls a neighbour, each as
 likely, and blocks. A neighbour that still trains holds the offer (OFFER: X_i) until it is trained
@@ -44,7 +44,7 @@ class BlockingSwarmSGD(Pairwise):
         return [Observe("consensus_distance", Lin(((1, X), (-1, x_j)))), *self.visited(x_j)]
 
     def visited(self, x_i: Message) -> list[Effect]:
-        return [Set(X, Lin(((1, X), (1, x_i)), 2))]  # line 3
+        return [Set(X, Lin(((1, self.own), (1, x_i)), 2))]  # line 3
 
     def turn_to_train(self, turns: Turns) -> Turn | None:
         return turns.next  # whoever calls

@@ -45,11 +45,17 @@ class Lattice:
     seed: int  # 64 bits
     is_rotated: bool = False
     expected: tuple[float, ...] = field(default=(), compare=False)
+    is_rounded: bool = field(default=False, compare=False)  # already, by a `Quantizer`
 
     def encoder(self, section: int) -> Encoder:
         """For a section, from its first element on."""
-        seed, expected = self._seed(section), self.expected[section]
-        return Encoder(self.bits, seed, expected, is_rotated=self.is_rotated)
+        return Encoder(
+            self.bits,
+            self._seed(section),
+            self.expected[section],
+            is_rotated=self.is_rotated,
+            is_rounded=self.is_rounded,
+        )
 
     def decoder(self, section: int, key: Tensor, scale: float) -> Decoder:
         """For a section, next to `key` * `scale`."""

@@ -72,6 +72,12 @@ FINEST = 2.0**-20
 """Smallest pitch, in units of the block's largest element: 256 x / p fits 32 bits, and float32 has
 not much more to tell."""
 
+FINEST_ROTATED = 2.0**-17
+"""Likewise after a rotation, of which float32 has less to tell."""
+
+ROUNDED = 1 - 2.0**-14
+"""By rounding, a block's largest element may have grown by as much as the smallest pitch."""
+
 EXPONENTS = range(-100, 86)
 """Of pitches: 256 / p is finite in float32, and so is whatever may come out of 32 bits, rotated."""
 
@@ -93,10 +99,10 @@ def encoded_bytes(elements: int, bits: int) -> int:
     return elements * (bits // 8) + -(-elements // BLOCK) * HEADER.size
 
 
-def exponent_for(distance: float, largest: float) -> int:
+def exponent_for(distance: float, largest: float, finest: float = FINEST) -> int:
     """Of the pitch of a block whose largest element is `largest`, at `distance` from its key. It
     leaves 8 bits a margin of MARGIN to 2 MARGIN, and 16 bits 256 times that."""
-    least = max(MARGIN * distance / (2**7 - 1), largest * FINEST, 2.0 ** EXPONENTS[0])
+    least = max(MARGIN * distance / (2**7 - 1), largest * finest, 2.0 ** EXPONENTS[0])
     if not (largest >= 0 and least <= 2.0 ** EXPONENTS[-1]):  # NaN too
         return UNFIT
     mantissa, exponent = math.frexp(least)  # 0.5 <= mantissa < 1
@@ -107,12 +113,23 @@ class Encoder:
     """Encodes one vector, shape (d,), from its first block on.
 
     `seed` (64 bits) is that of the dither and of checksums. `is_rotated`: see `rotation`.
+    `is_rounded`: the vector came out of `quantize`, at the same distance. It is encoded as it is.
     """
 
-    def __init__(self, bits: int, seed: int, distance: float, *, is_rotated: bool = False) -> None:
+    def __init__(
+        self,
+        bits: int,
+        seed: int,
+        distance: float,
+        *,
+        is_rotated: bool = False,
+        is_rounded: bool = False,
+    ) -> None:
         self._bits, self._seed, self._distance = bits, seed, distance
-        self._is_rotated = is_rotated
-        self._dither = np.random.SFC64(seed)
+        self._is_rotated, self._is_rounded = is_rotated, is_rounded
+        finest = FINEST_ROTATED if is_rotated else FINEST
+        self._finest = finest * ROUNDED if is_rounded else finest
+        self._dither = None if is_rounded else np.random.SFC64(seed)
 
     def encode(self, values: Tensor) -> bytearray:
         """The next elements, shape (k,) on any device: whole blocks, or up to the vector's end."""
@@ -123,28 +140,47 @@ class Encoder:
             position = self._block(array[start : start + BLOCK], data, position)
         return data
 
-    def _block(self, x: Array, data: bytearray, position: int) -> int:
-        y, z = _scratch(x)
+    def quantize(self, values: Tensor, out: Tensor) -> None:
+        """Write into `out` what a receiver will decode of the next elements, shape (k,), whoever it
+        is; a block that fits no lattice stays as it is."""
+        array = _array(values)
+        for start in range(0, len(array), BLOCK):
+            x = array[start : start + BLOCK]
+            y, z = _scratch(x)
+            exponent = self._round(x, y, z)
+            if exponent == UNFIT:
+                np.copyto(y, x)
+            else:
+                _values(z, exponent, y, is_rotated=self._is_rotated)
+            _write(y, out[start : start + BLOCK])
+
+    def _round(self, x: Array, y: Array, z: NDArray[np.int32]) -> int:
+        """Write the integers of a block into z; returns the exponent of the pitch, or UNFIT."""
         if self._is_rotated:
             x = rotate(x, out=y)
         largest = float(max(x.max(), -x.min()))
-        exponent = exponent_for(self._distance, largest)
+        exponent = exponent_for(self._distance, largest, self._finest)
+        if exponent == UNFIT:
+            return UNFIT
+        parts = 256.0 if self._dither else 1.0
+        np.multiply(x, x.dtype.type(math.ldexp(parts, -exponent)), out=y)
+        np.rint(y, out=y)
+        np.copyto(z, y, casting="unsafe")
+        if self._dither:
+            np.add(z, _random_bytes(self._dither, len(z)), out=z)
+            np.right_shift(z, 8, out=z)
+        return exponent
+
+    def _block(self, x: Array, data: bytearray, position: int) -> int:
+        y, z = _scratch(x)
+        exponent = self._round(x, y, z)
         if exponent == UNFIT:
             HEADER.pack_into(data, position, UNFIT, 0)
             return position + encoded_bytes(len(x), self._bits)
-        np.multiply(x, x.dtype.type(math.ldexp(256.0, -exponent)), out=y)
-        np.rint(y, out=y)
-        np.copyto(z, y, casting="unsafe")
-        np.add(z, self._random_bytes(len(z)), out=z)
-        np.right_shift(z, 8, out=z)
         HEADER.pack_into(data, position, exponent, _checksum(z, self._seed, exponent))
         low = np.frombuffer(data, _unsigned(self._bits), len(z), position + HEADER.size)
         np.copyto(low, z, casting="unsafe")
         return position + HEADER.size + low.nbytes
-
-    def _random_bytes(self, count: int) -> NDArray[np.uint8]:
-        words: NDArray[np.uint64] = self._dither.random_raw(-(-count // 8))
-        return words.view(np.uint8)[:count]
 
 
 class Decoder:
@@ -198,12 +234,22 @@ class Decoder:
             if _checksum(z, self._seed, exponent) != checksum:
                 return False
             self.distance = max(self.distance, steps * pitch)
-            np.copyto(y, z)
-            np.multiply(y, y.dtype.type(pitch), out=y)
-            if self._is_rotated:
-                rotate_back(y)
+            _values(z, exponent, y, is_rotated=self._is_rotated)
         _write(y, out)
         return True
+
+
+def _random_bytes(source: np.random.SFC64, count: int) -> NDArray[np.uint8]:
+    words: NDArray[np.uint64] = source.random_raw(-(-count // 8))
+    return words.view(np.uint8)[:count]
+
+
+def _values(z: NDArray[np.int32], exponent: int, y: Array, *, is_rotated: bool) -> None:
+    """Write into y what the integers stand for."""
+    np.copyto(y, z)
+    np.multiply(y, y.dtype.type(math.ldexp(1.0, exponent)), out=y)
+    if is_rotated:
+        rotate_back(y)
 
 
 def _nearest(low: Array, y: Array, z: Array) -> int:
@@ -270,7 +316,7 @@ def _array(vector: Tensor) -> Array:
 
 def _write(array: Array, out: Tensor) -> None:
     values = torch.from_numpy(array)
-    if out.dtype == values.dtype:
+    if out.dtype == values.dtype and not out.is_cuda:
         np.copyto(out.numpy(), array)  # torch would take several threads for it
     else:
         out.copy_(values)

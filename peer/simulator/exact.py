@@ -65,6 +65,13 @@ class ExactVectors:
             new[self._parameters_end :] = [Fraction(0)] * (len(old) - self._parameters_end)
         self.registers[reg.name] = tuple(new)
 
+    def quantize(self, reg: Reg, lin: Lin, to: PeerId, head: Head) -> None:  # noqa: ARG002
+        """Fractions need no rounding."""
+        self.set(reg, lin)
+
+    def apart(self, lin: Lin) -> None:
+        """Of no effect on Q."""
+
     def norm(self, lin: Lin, tree: int | None = None) -> float:
         return math.sqrt(sum(x**2 for x in self._evaluate(lin, *self._span(tree))))
 

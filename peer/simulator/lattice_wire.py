@@ -7,16 +7,26 @@ answered, as for a daemon, which encodes a message when its turn has come.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from peer.algorithms.core import Head, PeerId
-from peer.codec import default_format
+from peer.codec import Format, default_format
 from peer.codec.edges import Forecast, Key, Keys, Lattice, LatticeSetting, payload_bytes
-from peer.codec.lattice import FULL_PRECISION
+from peer.codec.lattice import BITS, FULL_PRECISION
 
 Vectors = tuple[Tensor, ...]
+
+
+class Sender(Protocol):
+    """A peer's registers, as far as what it sends goes."""
+
+    @property
+    def sent(self) -> Lattice | None:
+        """How its last message was best written."""
 
 
 class LatticeWire:
@@ -65,6 +75,38 @@ class LatticeWire:
             for vector in payload
         ]
         self._wrote(head.sender, bits, sum(sizes))
+
+
+class PairWire:
+    """Copies that pairs exchange: what those that are rounded to the lattice take, others in `fmt`.
+
+    `vectors(peer)` are a peer's registers, `shared(peer)` is its copy, the key to decode with. A
+    partner that is busy says so at the header, so nothing is counted then.
+    """
+
+    def __init__(
+        self,
+        vectors: Callable[[PeerId], Sender],
+        shared: Callable[[PeerId], Tensor],
+        fmt: Format,
+        wrote: Callable[[PeerId, int, int], None],
+    ) -> None:
+        self._vectors, self._shared, self._format, self._wrote = vectors, shared, fmt, wrote
+
+    def __call__(self, sender: PeerId, to: PeerId, head: Head, payload: Vectors) -> Vectors:  # noqa: ARG002
+        """What the receiver gets: the payload, in the first try that it can decode."""
+        lattice = self._vectors(sender).sent if payload else None
+        while lattice is not None:
+            size = payload_bytes(lattice, 1, payload[0].numel())
+            self._wrote(sender, lattice.bits, size)
+            key = Key((self._shared(to),), 1.0, lattice.is_rotated)
+            vectors, _, wanted = _through(lattice, payload, key)
+            if vectors is not None:
+                return vectors
+            lattice = replace(lattice, bits=wanted) if wanted in BITS else None
+        sizes = [payload_bytes(self._format, 1, vector.numel()) for vector in payload]
+        self._wrote(sender, FULL_PRECISION, sum(sizes))
+        return payload
 
 
 def _through(

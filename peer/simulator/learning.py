@@ -31,25 +31,27 @@ from peer.algorithms.core import (
     PeerId,
     Train,
 )
+from peer.algorithms.pairwise import Pairwise
 from peer.announce import finite
 from peer.baseline import plain
 from peer.codec import Format, default_format, roundtrip
-from peer.config import build_algorithm
+from peer.codec.edges import Lattice
+from peer.config import build_algorithm, find_algorithm
 from peer.faults import FaultPlan, check_peers
 from peer.outcome import RunOutcome
 from peer.progress import Progress
 from peer.registers import Registers, evaluate
 from peer.simulator.coordination import Coordination
-from peer.simulator.lattice_wire import LatticeWire
+from peer.simulator.lattice_wire import LatticeWire, PairWire
 from peer.simulator.memory import memory_of_a_swarm
 from peer.simulator.metric_mail import MetricMail
 from peer.simulator.planned import Crashes, PlannedLink
 from peer.simulator.traffic import Cost, Meter
-from peer.simulator.world import Node, World
+from peer.simulator.world import Node, Wire, World
 from peer.tasks.registry import load_task
 from peer.training.trainer import Trainer, TrainResult, make_site
 from peer.views import peer_ids, topology_event, views_of
-from peer.wire_format import lattice_setting, plain_format
+from peer.wire_format import lattice_setting, plain_format, quantizer
 from relayswarm.config import RunConfig
 
 if TYPE_CHECKING:
@@ -101,7 +103,10 @@ class FormedRegisters(Registers):
     """Registers of a simulated peer. A message leaves as soon as it is emitted, so it is formed
     then, and nobody reads late."""
 
+    sent: Lattice | None = None  # how the last message was best written
+
     def outgoing(self, lins: tuple[Lin, ...], head: Head) -> tuple[Tensor, ...]:  # type: ignore[override]
+        self.sent = self.lattice_of(lins)
         start, stop = self.span(head.tree if head.kind is Kind.RELAY else None)
         return tuple(evaluate(lin, self.tensors, start, stop, start) for lin in lins)
 
@@ -112,7 +117,7 @@ class FormedRegisters(Registers):
 class LearningBody:
     """A simulated peer's model, data and registers; local steps take `LOCAL_STEP_S * slow_down`."""
 
-    def __init__(self, trainer: Trainer, registers: Registers, slow_down: float) -> None:
+    def __init__(self, trainer: Trainer, registers: FormedRegisters, slow_down: float) -> None:
         self.trainer = trainer
         self.vectors = registers
         self.wire_format = format_of(trainer)
@@ -151,10 +156,10 @@ class Simulation:
         self._bodies: dict[PeerId, LearningBody] = {}
         self._trained_at = 0.0
         first = self._trainer(0)
-        lattice = lattice_setting(config)
+        wire = self._wire(format_of(first))
         self._meter = Meter(
             first.flat.vector.numel(),
-            None if lattice else format_of(first),
+            None if wire else format_of(first),
             config.algorithm.local_steps,
         )
         self._world = World(
@@ -162,7 +167,7 @@ class Simulation:
             ordered=not config.faults.reorder,
             reachable=lambda a, b: not self._plan.parted(self._world.now, a, b),
             traffic=self._meter,
-            wire=LatticeWire(lattice, config.seed, self._meter.wrote) if lattice else None,
+            wire=wire,
         )
         self._mail = MetricMail(PlannedLink(self._plan), self._world.connected, self._world)
         self._crashes = Crashes(self._plan, self._world, self._crashed, self._come_back)
@@ -186,6 +191,26 @@ class Simulation:
         models = {peer: body.trainer.flat.state_dict() for peer, body in self._bodies.items()}
         outcome = self._progress.outcome(time.perf_counter() - started, models)
         return outcome.simulated(self._cost().as_json())
+
+    def _wire(self, fmt: Format) -> Wire | None:
+        """None where all that is sent takes the bytes of `fmt`."""
+        setting = lattice_setting(self._config)
+        if setting:
+            return LatticeWire(setting, self._config.seed, self._wrote)
+        if issubclass(find_algorithm(self._config.algorithm.name)[0], Pairwise):
+            return PairWire(self._vectors, self._shared, fmt, self._wrote)
+        return None
+
+    def _wrote(self, sender: PeerId, bits: int, count: int) -> None:
+        self._meter.wrote(sender, bits, count)
+
+    def _vectors(self, peer: PeerId) -> FormedRegisters:
+        return self._bodies[peer].vectors
+
+    def _shared(self, peer: PeerId) -> Tensor:
+        algorithm = self._world.nodes[peer].algorithm
+        assert isinstance(algorithm, Pairwise)
+        return self._vectors(peer)[algorithm.shared.name]
 
     def _cost(self) -> Cost:
         nodes = self._world.nodes.values()
@@ -241,7 +266,8 @@ class Simulation:
             trainer.flat.vector.copy_(self._bodies[donor].trainer.flat.vector)
         algorithm = build_algorithm(self._config, step)
         flat = trainer.flat
-        registers = FormedRegisters(flat.vector, algorithm.registers, flat.parameters_end)
+        roles, rounding = algorithm.registers, quantizer(self._config)
+        registers = FormedRegisters(flat.vector, roles, flat.parameters_end, rounding)
         body = LearningBody(trainer, registers, self._plan.slow_down(peer))
         node = self._world.add(peer, algorithm, body)
         node.on_event = partial(self._heard, peer)

@@ -59,7 +59,7 @@ def _obstacle(config: RunConfig) -> str | None:
         return "peers that crash and rejoin cannot be stacked"
     if {"geometric", "script"} & config.algorithm.options.keys():
         return "a number of local steps that varies cannot be stacked"
-    if config.transport.wire_format == LATTICE:
+    if LATTICE in (config.transport.wire_format, config.algorithm.quantize):
         return "messages on the lattice, each next to the last one, cannot be stacked"
     return None
 

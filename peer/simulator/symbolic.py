@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from peer.algorithms.core import Coef, Head, Kind, Lin, Message, Reg, Train
+from peer.algorithms.core import Coef, Head, Kind, Lin, Message, PeerId, Reg, Train
 from peer.simulator.counts import Count, Formula, formula_of
 from peer.simulator.plan import Recorder, Row
 
@@ -43,6 +43,12 @@ class SymbolicVectors:
         target = self._recorder.row(reg.name, self._peer)
         for part in self._parts(tree):
             self._form(part, target, lin)
+
+    def quantize(self, reg: Reg, lin: Lin, to: PeerId, head: Head) -> None:  # noqa: ARG002
+        raise AssertionError("a plan holds no values: nothing can be rounded")
+
+    def apart(self, lin: Lin) -> None:  # noqa: ARG002
+        raise AssertionError("a plan holds no values: nothing is apart")
 
     def norm(self, lin: Lin, tree: int | None = None) -> float:  # noqa: ARG002
         raise AssertionError("a plan holds no values: metrics of vectors cannot be observed")

@@ -22,6 +22,7 @@ from peer.simulator.trace_problem import Floats, TraceProblem
 from peer.simulator.world import World
 from peer.tasks.quadratics import Point, ShardQuadratic
 from peer.training.trainer import Trainer, make_site
+from peer.wire_format import quantizer
 from relayswarm.config import RunConfig
 from relayswarm.task import Measured, Site, Task
 
@@ -91,7 +92,8 @@ class TraceSwarm:
 
     def _add(self, peer: PeerId, i: int, trainer: Trainer) -> None:
         flat, algorithm = trainer.flat, self._algorithms[i]
-        registers = FormedRegisters(flat.vector, algorithm.registers, flat.parameters_end)
+        roles, rounding = algorithm.registers, quantizer(self._config)
+        registers = FormedRegisters(flat.vector, roles, flat.parameters_end, rounding)
         self._registers.append(registers)
         self._world.add(peer, algorithm, LearningBody(trainer, registers, slow_down=1.0))
 

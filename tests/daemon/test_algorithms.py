@@ -49,6 +49,12 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     **{name: (SCRIPTED,) if name in PAIRWISE else () for name in ALGORITHMS},
     "swarmsgd blocking": (SCRIPTED, "algorithm.blocking=true"),
     "swarmsgd in bfloat16": (SCRIPTED, "transport.wire_format=bfloat16"),
+    "swarmsgd on the lattice": (SCRIPTED, "algorithm.quantize=lattice"),
+    "swarmsgd blocking, on the lattice": (
+        SCRIPTED,
+        "algorithm.blocking=true",
+        "algorithm.quantize=lattice",
+    ),
 }
 
 COMPARED = ("step", "loss", "models_counted", "swarm_size", "missed", "late")

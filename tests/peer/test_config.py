@@ -11,7 +11,7 @@ import peer.config
 from peer.algorithms import d2
 from peer.algorithms.core import OptionError
 from peer.algorithms.sgp import SGP
-from relayswarm.config import AlgorithmConfig, RunConfig
+from relayswarm.config import AlgorithmConfig, RunConfig, parse
 from relayswarm.errors import ConfigError
 
 
@@ -111,3 +111,21 @@ def test_options_from_elsewhere_are_checked_too(
     with pytest.raises(ConfigError) as caught:
         peer.config.check_algorithm(config("theirs", **options))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wire_format", "quantize", "words"),
+    [
+        ("lattice", "none", 'draws its partners, .*; set algorithm.quantize = "lattice" instead'),
+        ("bfloat16", "lattice", "travel on the lattice or exactly; leave it out"),
+    ],
+)
+def test_pairs_have_a_lattice_of_their_own(wire_format: str, quantize: str, words: str) -> None:
+    settings = [f"transport.wire_format={wire_format}", f"algorithm.quantize={quantize}"]
+    with pytest.raises(ConfigError, match=f"transport.wire_format = '{wire_format}': .*{words}"):
+        peer.config.check_algorithm(parse("", ["algorithm.name=swarmsgd", *settings]))
+
+
+def test_methods_with_steps_have_no_quantizer() -> None:
+    with pytest.raises(ConfigError, match=r"quantize = 'lattice': relaysgd has no such"):
+        peer.config.check_algorithm(parse("", ["algorithm.quantize=lattice"]))

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from peer.algorithms.core import Epoch, Head, Kind
+from peer.codec.edges import dither_seed
 from peer.simulator.trace import run_trace
 
 N, D, T, LR = 4, 3, 12, 0.02
@@ -280,19 +282,59 @@ PAIRS = np.array([(0, 1), (1, 2), (3, 2), (2, 3), (0, 1), (1, 0), (2, 1), (3, 2)
 STEPS = np.array([1, 2, 1, 3, 2, 1, 1, 2, 1])
 
 
-def in_pairs(method: str, local: Local, steps: Array, *, blocking: bool = False) -> Array:
+class Lattice:
+    """Q: x to the nearest multiples of the pitch, at random; the pitch is a power of two, at least
+    1.5 / 127 of the largest of the last eight distances, and at least max |x| / 2^20."""
+
+    def __init__(self, n: int = N) -> None:
+        self.seen = [[] for _ in range(n)]
+        self.rounded = 0
+
+    def __call__(self, x: Array, i: int, to: int, step: int, kind: Kind) -> Array:
+        if not self.seen[i]:
+            return x
+        least = max(1.5 * max(self.seen[i][-8:]) / 127, np.abs(x).max() / 2**20)
+        pitch = 2.0 ** math.ceil(math.log2(least))
+        head = Head(f"peer-{i}", 1, Epoch(), step, kind)
+        stream = np.random.SFC64(dither_seed(0, head, f"peer-{to}"))
+        dither = stream.random_raw(-(-len(x) // 8)).view(np.uint8)[: len(x)]
+        self.rounded += 1
+        return np.floor((np.rint(256 * x / pitch) + dither) / 256) * pitch
+
+    def met(self, x_i: Array, q_j: Array, i: int) -> None:
+        distance = np.abs(x_i - q_j).max()
+        if distance > 0:
+            self.seen[i].append(distance)
+
+
+class Identity(Lattice):
+    def __call__(self, x: Array, *place: Any) -> Array:  # noqa: ARG002
+        return x
+
+
+def in_pairs(
+    method: str, local: Local, steps: Array, *, blocking: bool = False, q: Lattice | None = None
+) -> Array:
+    q = q or Identity()
+    done = [0] * N  # steps of each peer: those it initiated, in the blocking form all its own
     x = local.start()
     x_hat, models = x.copy(), [x.copy()]
     for k, (i, j) in enumerate(PAIRS):
         if blocking:
-            halves = [local.move(p, x[p], k, int(steps[k])) for p in (i, j)]
-            x[i] = x[j] = (halves[0] + halves[1]) / 2
+            x_i, x_j = (local.move(p, x[p], k, int(steps[k])) for p in (i, j))
         else:
             start = x[i] if method == "adpsgd" else x_hat[i]
             delta = local.move(i, start, k, int(steps[k])) - start
-            avg = (x[i] + x[j]) / 2
-            x[j], x[i] = avg, avg + delta
-            x_hat[i] = x[i]
+            x_i, x_j = x[i], x[j]
+        q_i = q(x_i, i, j, done[i], Kind.OFFER)
+        q_j = q(x_j, j, i, done[i], Kind.REPLY)
+        q.met(x_i, q_j, i)
+        q.met(x_j, q_i, j)
+        avg = (q_i + q_j) / 2
+        x[j], x[i] = avg, avg if blocking else avg + delta
+        x_hat[i] = x[i]
+        done[i] += 1
+        done[j] += blocking
         models.append(x.copy())
     return np.stack(models)
 
@@ -470,6 +512,18 @@ def test_pairwise_methods(traced, method: str, blocking: bool, local: str) -> No
     found = traced(method, *settings, edges=CHAIN, interactions=PAIRS, interaction_steps=STEPS)
     close(found, in_pairs(method, Local(**options), STEPS, blocking=blocking))
     assert "counts" not in found
+
+
+@pytest.mark.parametrize(("method", "blocking"), FORMS.values(), ids=FORMS)
+def test_pairwise_methods_on_the_lattice(traced, method: str, blocking: bool) -> None:
+    """avg = (Q(X_i) + Q(X_j)) / 2."""
+    settings = ["algorithm.quantize=lattice", *(["algorithm.blocking=true"] if blocking else [])]
+    q = Lattice()
+    found = traced(method, *settings, edges=CHAIN, interactions=PAIRS, interaction_steps=STEPS)
+    exact = in_pairs(method, Local(), STEPS, blocking=blocking)
+    close(found, in_pairs(method, Local(), STEPS, blocking=blocking, q=q))
+    assert q.rounded >= 8, "most copies are rounded"
+    assert 1e-6 < np.abs(found["x"] - exact).max() < 0.2
 
 
 @pytest.mark.parametrize(("method", "blocking"), FORMS.values(), ids=FORMS)
