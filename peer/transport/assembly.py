@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from abc import ABC, abstractmethod
 
 from torch import Tensor
+from xxhash import xxh3_64
 
 from peer.algorithms.core import Verdict
 from peer.codec import Bytes, Format, decode, is_finite
@@ -27,7 +27,7 @@ class Assembly(ABC):
         self._received = 0  # bytes
         self._decoded = 0  # elements
         self._carry = b""  # of a unit whose end has not come
-        self._crc32 = 0
+        self._xxh3 = xxh3_64()
 
     def add(self, offset: int, data: Bytes) -> Verdict:
         """Take the chunk that begins at byte `offset`; anything but ACCEPTED ends the message.
@@ -39,17 +39,17 @@ class Assembly(ABC):
         self._received += len(data)
         if self._received > self._payload_bytes:
             return Verdict.BAD_LENGTH
-        self._crc32 = zlib.crc32(data, self._crc32)
+        self._xxh3.update(data)
         joined = memoryview(self._carry + bytes(data) if self._carry else data)
         used, verdict = self._decode(joined)
         self._carry = bytes(joined[used:])
         return verdict
 
-    def finish(self, crc32: int) -> Verdict:
+    def finish(self, xxh3: int) -> Verdict:
         """The trailer is in: is the message whole and undamaged?"""
         if self._received != self._payload_bytes:
             return Verdict.BAD_LENGTH
-        return Verdict.ACCEPTED if crc32 == self._crc32 else Verdict.CHECKSUM
+        return Verdict.ACCEPTED if xxh3 == self._xxh3.intdigest() else Verdict.CHECKSUM
 
     def take(self) -> tuple[Tensor, ...]:
         """One vector of shape (elements,) for each section, in the buffer, which is let go."""

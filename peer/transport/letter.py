@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeAlias
 
 import grpc
 from torch import Tensor
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from peer.algorithms.core import Head, Kind
 from peer.codec import Bytes, encode
@@ -107,18 +107,19 @@ class Letter:
     def whole(self) -> bytes:
         """A small message as one serialized RelayUnaryRequest."""
         payload = b"".join(self._chunks())
-        return unary_bytes(self._header(), zlib.crc32(payload), payload)
+        return unary_bytes(self._header(), xxh3_64_intdigest(payload), payload)
 
     def requests(self) -> Iterator[bytes]:
         """A large message as serialized RelayRequests. Ends early once closed."""
         yield pb.RelayRequest(header=self._header()).SerializeToString()
-        offset = crc32 = 0
+        offset, checksum = 0, xxh3_64()
         for chunk in self._chunks():
             yield chunk_bytes(offset, chunk)
-            crc32 = zlib.crc32(chunk, crc32)
+            checksum.update(chunk)
             offset += len(chunk)
         if offset == self._bytes:
-            yield pb.RelayRequest(trailer=pb.Trailer(crc32=crc32)).SerializeToString()
+            trailer = pb.Trailer(xxh3=checksum.intdigest())
+            yield pb.RelayRequest(trailer=trailer).SerializeToString()
 
     @property
     def _bytes(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from xxhash import xxh3_64
 
 from peer.codec import Format
 from peer.transport.wire import FORMAT_OF, Chunk, MalformedError, parse_response
@@ -72,7 +72,7 @@ class Download:
     def __init__(self) -> None:
         self._header: pb.ModelHeader | None = None
         self._payload = bytearray()
-        self._crc32 = 0
+        self._xxh3 = xxh3_64()
         self.complete = False
 
     @property
@@ -123,12 +123,12 @@ class Download:
         if self.offset + len(chunk.data) > self._header.payload_bytes:
             raise MalformedError("more bytes than announced")
         self._payload += chunk.data
-        self._crc32 = zlib.crc32(chunk.data, self._crc32)
+        self._xxh3.update(chunk.data)
 
     def _end(self, trailer: pb.Trailer) -> None:
         if self._header is None or self.offset != self._header.payload_bytes:
             raise MalformedError("fewer bytes than announced")
-        if trailer.crc32 != self._crc32:
+        if trailer.xxh3 != self._xxh3.intdigest():
             raise DamagedError("the checksum is wrong")
         self.complete = True
 

@@ -105,7 +105,7 @@ class PeerService:
                 raise MalformedError("trailer: missing; send one with every payload")
             verdict = reception.assembly.add(0, payload)
             if verdict is Verdict.ACCEPTED:
-                verdict = reception.assembly.finish(message.trailer.crc32)
+                verdict = reception.assembly.finish(message.trailer.xxh3)
             return reception.end(verdict)
 
     def _take_stream(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Answer:
@@ -125,7 +125,7 @@ class PeerService:
                 return verdict
         if not part.HasField("trailer"):
             raise MalformedError("header: comes a second time; send each message in its own stream")
-        return assembly.finish(part.trailer.crc32)
+        return assembly.finish(part.trailer.xxh3)
 
     def _next(self, requests: Iterator[bytes]) -> Chunk | pb.RelayRequest:
         request = next(requests, None)

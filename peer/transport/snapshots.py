@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import secrets
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+
+from xxhash import xxh3_64_intdigest
 
 from peer.algorithms.core import PeerId
 from peer.codec import bytes_of, default_format
@@ -47,16 +48,16 @@ class KeptSnapshot:
         return bytes_of(vector.to("cpu", default_format(vector.dtype).dtype).contiguous())
 
     @cached_property
-    def crc32(self) -> int:
+    def xxh3(self) -> int:
         """Checksum of the whole payload."""
-        return zlib.crc32(self.payload)
+        return xxh3_64_intdigest(self.payload)
 
     def responses(self, contract: Contract, peer: PeerId, offset: int) -> Iterator[bytes]:
         """Header, chunks from `offset` on, trailer; serialized."""
         yield pb.ReadModelResponse(header=self._header(contract, peer)).SerializeToString()
         for start in range(offset, len(self.payload), CHUNK_BYTES):
             yield chunk_bytes(start, self.payload[start : start + CHUNK_BYTES])
-        trailer = pb.Trailer(crc32=self.crc32)
+        trailer = pb.Trailer(xxh3=self.xxh3)
         yield pb.ReadModelResponse(trailer=trailer).SerializeToString()
 
     def _header(self, contract: Contract, peer: PeerId) -> pb.ModelHeader:

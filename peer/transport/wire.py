@@ -300,9 +300,9 @@ def _chunk_in_place(request: bytes) -> Chunk | None:
     return Chunk(offset, memoryview(request)[_CHUNK_PREFIX.size :])
 
 
-def unary_bytes(message: pb.MessageHeader, crc32: int, payload: Bytes) -> bytes:
+def unary_bytes(message: pb.MessageHeader, xxh3: int, payload: Bytes) -> bytes:
     """A `RelayUnaryRequest`, the payload first, so that it can be found without parsing."""
-    rest = pb.RelayUnaryRequest(header=message, trailer=pb.Trailer(crc32=crc32))
+    rest = pb.RelayUnaryRequest(header=message, trailer=pb.Trailer(xxh3=xxh3))
     prefix = _UNARY_PREFIX.pack(_DATA_TAG, _padded_varint(len(payload)))
     return b"".join((prefix, payload, rest.SerializeToString()))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import signal
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from xxhash import xxh3_64_intdigest
 
 from coordinator.status import fetch
 from peer.algorithms.core import Epoch, Head, Kind
@@ -118,7 +118,7 @@ def test_sums_that_nobody_can_have_measured_are_refused_and_counted(lingering: A
             data = bytes(encode(torch.tensor(sums, dtype=torch.float64), Format.FLOAT64))
             request = pb.RelayUnaryRequest(
                 header=header(given, contract, [Span(0, 3)] * len(given.metrics)),
-                trailer=pb.Trailer(crc32=zlib.crc32(data)),
+                trailer=pb.Trailer(xxh3=xxh3_64_intdigest(data)),
                 data=data,
             )
             return stub.RelayUnary(request, timeout=30).response.verdict

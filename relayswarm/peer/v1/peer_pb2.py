@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drelayswarm/peer/v1/peer.proto\x12\x12relayswarm.peer.v1\"5\n\x05\x45poch\x12\x0c\n\x04term\x18\x01 \x01(\x06\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x06\"q\n\x07Section\x12-\n\x04role\x18\x01 \x01(\x0e\x32\x1f.relayswarm.peer.v1.SectionRole\x12\x15\n\rfirst_element\x18\x02 \x01(\x04\x12\x10\n\x08\x65lements\x18\x03 \x01(\x04\x12\x0e\n\x06metric\x18\x04 \x01(\t\"g\n\x05\x43odec\x12*\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x1a.relayswarm.peer.v1.Format\x12\x0c\n\x04\x62its\x18\x02 \x01(\r\x12\x0f\n\x07rotated\x18\x03 \x01(\x08\x12\x13\n\x0b\x64ither_seed\x18\x04 \x01(\x06\"\xbd\x03\n\rMessageHeader\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x06\x12(\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x19.relayswarm.peer.v1.Epoch\x12\x0c\n\x04step\x18\x06 \x01(\x04\x12\r\n\x05round\x18\x07 \x01(\r\x12\x0c\n\x04tree\x18\x08 \x01(\r\x12&\n\x04kind\x18\t \x01(\x0e\x32\x18.relayswarm.peer.v1.Kind\x12\r\n\x05\x63ount\x18\n \x01(\r\x12\x0e\n\x06weight\x18\x0b \x01(\x01\x12-\n\x08sections\x18\x0c \x03(\x0b\x32\x1b.relayswarm.peer.v1.Section\x12(\n\x05\x63odec\x18\r \x01(\x0b\x32\x19.relayswarm.peer.v1.Codec\x12\x15\n\rpayload_bytes\x18\x0e \x01(\x04\x12\x0c\n\x04lost\x18\x0f \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x10 \x01(\r\x12\x17\n\x0f\x65xchange_number\x18\x11 \x01(\x04\x12\x19\n\x11model_fingerprint\x18\x12 \x01(\x06\"\x18\n\x07Trailer\x12\r\n\x05\x63rc32\x18\x01 \x01(\x07\"\x8d\x01\n\x0cRelayRequest\x12\x0e\n\x06offset\x18\x01 \x01(\x06\x12\x31\n\x06header\x18\x02 \x01(\x0b\x32!.relayswarm.peer.v1.MessageHeader\x12,\n\x07trailer\x18\x03 \x01(\x0b\x32\x1b.relayswarm.peer.v1.Trailer\x12\x0c\n\x04\x64\x61ta\x18\x10 \x01(\x0c\"\xb9\x01\n\rRelayResponse\x12,\n\x07verdict\x18\x01 \x01(\x0e\x32\x1b.relayswarm.peer.v1.Verdict\x12(\n\x05\x65poch\x18\x02 \x01(\x0b\x32\x19.relayswarm.peer.v1.Epoch\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x15\n\rmax_distances\x18\x04 \x03(\x01\x12\x13\n\x0bwanted_bits\x18\x05 \x01(\r\x12\x16\n\x0eretry_after_ms\x18\x06 \x01(\r\"\x82\x01\n\x11RelayUnaryRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32!.relayswarm.peer.v1.MessageHeader\x12,\n\x07trailer\x18\x02 \x01(\x0b\x32\x1b.relayswarm.peer.v1.Trailer\x12\x0c\n\x04\x64\x61ta\x18\x10 \x01(\x0c\"I\n\x12RelayUnaryResponse\x12\x33\n\x08response\x18\x01 \x01(\x0b\x32!.relayswarm.peer.v1.RelayResponse\"G\n\x10ReadModelRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x06\"\x90\x01\n\x11ReadModelResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x06\x12/\n\x06header\x18\x02 \x01(\x0b\x32\x1f.relayswarm.peer.v1.ModelHeader\x12,\n\x07trailer\x18\x03 \x01(\x0b\x32\x1b.relayswarm.peer.v1.Trailer\x12\x0c\n\x04\x64\x61ta\x18\x10 \x01(\x0c\"\xde\x01\n\x0bModelHeader\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\x04\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07peer_id\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12(\n\x05\x63odec\x18\x05 \x01(\x0b\x32\x19.relayswarm.peer.v1.Codec\x12\x15\n\rpayload_bytes\x18\x06 \x01(\x04\x12\x19\n\x11model_fingerprint\x18\x07 \x01(\x06\x12/\n\x07tensors\x18\x08 \x03(\x0b\x32\x1e.relayswarm.peer.v1.TensorSpec\")\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\"\x11\n\x0fGetStateRequest\"\xee\x01\n\x10GetStateResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\x12(\n\x05\x65poch\x18\x04 \x01(\x0b\x32\x19.relayswarm.peer.v1.Epoch\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x0c\n\x04loss\x18\x06 \x01(\x01\x12\r\n\x05state\x18\x07 \x01(\t\x12\x16\n\x0emodels_counted\x18\x08 \x01(\r\x12\x37\n\rswarm_metrics\x18\t \x01(\x0b\x32 .relayswarm.peer.v1.SwarmMetrics\"]\n\x0cSwarmMetrics\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05peers\x18\x02 \x01(\r\x12\x30\n\x07metrics\x18\x03 \x03(\x0b\x32\x1f.relayswarm.peer.v1.SwarmMetric\"H\n\x0bSwarmMetric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04mean\x18\x02 \x01(\x01\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\r\n\x05peers\x18\x04 \x01(\r*}\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_RELAY\x10\x01\x12\x0f\n\x0bKIND_GOSSIP\x10\x02\x12\r\n\tKIND_PUSH\x10\x03\x12\x0e\n\nKIND_OFFER\x10\x04\x12\x0e\n\nKIND_REPLY\x10\x05\x12\x0f\n\x0bKIND_METRIC\x10\x06*\x93\x01\n\x0bSectionRole\x12\x1c\n\x18SECTION_ROLE_UNSPECIFIED\x10\x00\x12\x16\n\x12SECTION_ROLE_MODEL\x10\x01\x12\x1b\n\x17SECTION_ROLE_CORRECTION\x10\x02\x12\x18\n\x14SECTION_ROLE_BUFFERS\x10\x03\x12\x17\n\x13SECTION_ROLE_METRIC\x10\x04*u\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0e\n\nFORMAT_F64\x10\x01\x12\x0e\n\nFORMAT_F32\x10\x02\x12\x0f\n\x0b\x46ORMAT_BF16\x10\x03\x12\x0e\n\nFORMAT_F16\x10\x04\x12\x12\n\x0e\x46ORMAT_LATTICE\x10\x05*\xa4\x03\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x14\n\x10VERDICT_ACCEPTED\x10\x01\x12\x15\n\x11VERDICT_DUPLICATE\x10\x02\x12\x16\n\x12VERDICT_STALE_STEP\x10\x03\x12\x18\n\x14VERDICT_EPOCH_BEHIND\x10\x04\x12\x17\n\x13VERDICT_EPOCH_AHEAD\x10\x05\x12\x1b\n\x17VERDICT_NOT_A_NEIGHBOUR\x10\x06\x12\x17\n\x13VERDICT_FOREIGN_RUN\x10\x07\x12\x1b\n\x17VERDICT_OLD_INCARNATION\x10\x08\x12\x15\n\x11VERDICT_BAD_COUNT\x10\t\x12\x16\n\x12VERDICT_BAD_LENGTH\x10\n\x12\x14\n\x10VERDICT_CHECKSUM\x10\x0b\x12\x16\n\x12VERDICT_NOT_FINITE\x10\x0c\x12\x19\n\x15VERDICT_DECODE_FAILED\x10\r\x12\x10\n\x0cVERDICT_BUSY\x10\x0e\x12\x13\n\x0fVERDICT_VERSION\x10\x0f\x12\x16\n\x12VERDICT_BAD_METRIC\x10\x10\x32\xed\x02\n\x0bPeerService\x12N\n\x05Relay\x12 .relayswarm.peer.v1.RelayRequest\x1a!.relayswarm.peer.v1.RelayResponse(\x01\x12[\n\nRelayUnary\x12%.relayswarm.peer.v1.RelayUnaryRequest\x1a&.relayswarm.peer.v1.RelayUnaryResponse\x12Z\n\tReadModel\x12$.relayswarm.peer.v1.ReadModelRequest\x1a%.relayswarm.peer.v1.ReadModelResponse0\x01\x12U\n\x08GetState\x12#.relayswarm.peer.v1.GetStateRequest\x1a$.relayswarm.peer.v1.GetStateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drelayswarm/peer/v1/peer.proto\x12\x12relayswarm.peer.v1\"5\n\x05\x45poch\x12\x0c\n\x04term\x18\x01 \x01(\x06\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x06\"q\n\x07Section\x12-\n\x04role\x18\x01 \x01(\x0e\x32\x1f.relayswarm.peer.v1.SectionRole\x12\x15\n\rfirst_element\x18\x02 \x01(\x04\x12\x10\n\x08\x65lements\x18\x03 \x01(\x04\x12\x0e\n\x06metric\x18\x04 \x01(\t\"g\n\x05\x43odec\x12*\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x1a.relayswarm.peer.v1.Format\x12\x0c\n\x04\x62its\x18\x02 \x01(\r\x12\x0f\n\x07rotated\x18\x03 \x01(\x08\x12\x13\n\x0b\x64ither_seed\x18\x04 \x01(\x06\"\xbd\x03\n\rMessageHeader\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x06\x12(\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x19.relayswarm.peer.v1.Epoch\x12\x0c\n\x04step\x18\x06 \x01(\x04\x12\r\n\x05round\x18\x07 \x01(\r\x12\x0c\n\x04tree\x18\x08 \x01(\r\x12&\n\x04kind\x18\t \x01(\x0e\x32\x18.relayswarm.peer.v1.Kind\x12\r\n\x05\x63ount\x18\n \x01(\r\x12\x0e\n\x06weight\x18\x0b \x01(\x01\x12-\n\x08sections\x18\x0c \x03(\x0b\x32\x1b.relayswarm.peer.v1.Section\x12(\n\x05\x63odec\x18\r \x01(\x0b\x32\x19.relayswarm.peer.v1.Codec\x12\x15\n\rpayload_bytes\x18\x0e \x01(\x04\x12\x0c\n\x04lost\x18\x0f \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x10 \x01(\r\x12\x17\n\x0f\x65xchange_number\x18\x11 \x01(\x04\x12\x19\n\x11model_fingerprint\x18\x12 \x01(\x06\"\x17\n\x07Trailer\x12\x0c\n\x04xxh3\x18\x01 \x01(\x06\"\x8d\x01\n\x0cRelayRequest\x12\x0e\n\x06offset\x18\x01 \x01(\x06\x12\x31\n\x06header\x18\x02 \x01(\x0b\x32!.relayswarm.peer.v1.MessageHeader\x12,\n\x07trailer\x18\x03 \x01(\x0b\x32\x1b.relayswarm.peer.v1.Trailer\x12\x0c\n\x04\x64\x61ta\x18\x10 \x01(\x0c\"\xb9\x01\n\rRelayResponse\x12,\n\x07verdict\x18\x01 \x01(\x0e\x32\x1b.relayswarm.peer.v1.Verdict\x12(\n\x05\x65poch\x18\x02 \x01(\x0b\x32\x19.relayswarm.peer.v1.Epoch\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x15\n\rmax_distances\x18\x04 \x03(\x01\x12\x13\n\x0bwanted_bits\x18\x05 \x01(\r\x12\x16\n\x0eretry_after_ms\x18\x06 \x01(\r\"\x82\x01\n\x11RelayUnaryRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32!.relayswarm.peer.v1.MessageHeader\x12,\n\x07trailer\x18\x02 \x01(\x0b\x32\x1b.relayswarm.peer.v1.Trailer\x12\x0c\n\x04\x64\x61ta\x18\x10 \x01(\x0c\"I\n\x12RelayUnaryResponse\x12\x33\n\x08response\x18\x01 \x01(\x0b\x32!.relayswarm.peer.v1.RelayResponse\"G\n\x10ReadModelRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x06\"\x90\x01\n\x11ReadModelResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x06\x12/\n\x06header\x18\x02 \x01(\x0b\x32\x1f.relayswarm.peer.v1.ModelHeader\x12,\n\x07trailer\x18\x03 \x01(\x0b\x32\x1b.relayswarm.peer.v1.Trailer\x12\x0c\n\x04\x64\x61ta\x18\x10 \x01(\x0c\"\xde\x01\n\x0bModelHeader\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\x04\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0f\n\x07peer_id\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12(\n\x05\x63odec\x18\x05 \x01(\x0b\x32\x19.relayswarm.peer.v1.Codec\x12\x15\n\rpayload_bytes\x18\x06 \x01(\x04\x12\x19\n\x11model_fingerprint\x18\x07 \x01(\x06\x12/\n\x07tensors\x18\x08 \x03(\x0b\x32\x1e.relayswarm.peer.v1.TensorSpec\")\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\"\x11\n\x0fGetStateRequest\"\xee\x01\n\x10GetStateResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\x12(\n\x05\x65poch\x18\x04 \x01(\x0b\x32\x19.relayswarm.peer.v1.Epoch\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x0c\n\x04loss\x18\x06 \x01(\x01\x12\r\n\x05state\x18\x07 \x01(\t\x12\x16\n\x0emodels_counted\x18\x08 \x01(\r\x12\x37\n\rswarm_metrics\x18\t \x01(\x0b\x32 .relayswarm.peer.v1.SwarmMetrics\"]\n\x0cSwarmMetrics\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05peers\x18\x02 \x01(\r\x12\x30\n\x07metrics\x18\x03 \x03(\x0b\x32\x1f.relayswarm.peer.v1.SwarmMetric\"H\n\x0bSwarmMetric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04mean\x18\x02 \x01(\x01\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\r\n\x05peers\x18\x04 \x01(\r*}\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_RELAY\x10\x01\x12\x0f\n\x0bKIND_GOSSIP\x10\x02\x12\r\n\tKIND_PUSH\x10\x03\x12\x0e\n\nKIND_OFFER\x10\x04\x12\x0e\n\nKIND_REPLY\x10\x05\x12\x0f\n\x0bKIND_METRIC\x10\x06*\x93\x01\n\x0bSectionRole\x12\x1c\n\x18SECTION_ROLE_UNSPECIFIED\x10\x00\x12\x16\n\x12SECTION_ROLE_MODEL\x10\x01\x12\x1b\n\x17SECTION_ROLE_CORRECTION\x10\x02\x12\x18\n\x14SECTION_ROLE_BUFFERS\x10\x03\x12\x17\n\x13SECTION_ROLE_METRIC\x10\x04*u\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0e\n\nFORMAT_F64\x10\x01\x12\x0e\n\nFORMAT_F32\x10\x02\x12\x0f\n\x0b\x46ORMAT_BF16\x10\x03\x12\x0e\n\nFORMAT_F16\x10\x04\x12\x12\n\x0e\x46ORMAT_LATTICE\x10\x05*\xa4\x03\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x14\n\x10VERDICT_ACCEPTED\x10\x01\x12\x15\n\x11VERDICT_DUPLICATE\x10\x02\x12\x16\n\x12VERDICT_STALE_STEP\x10\x03\x12\x18\n\x14VERDICT_EPOCH_BEHIND\x10\x04\x12\x17\n\x13VERDICT_EPOCH_AHEAD\x10\x05\x12\x1b\n\x17VERDICT_NOT_A_NEIGHBOUR\x10\x06\x12\x17\n\x13VERDICT_FOREIGN_RUN\x10\x07\x12\x1b\n\x17VERDICT_OLD_INCARNATION\x10\x08\x12\x15\n\x11VERDICT_BAD_COUNT\x10\t\x12\x16\n\x12VERDICT_BAD_LENGTH\x10\n\x12\x14\n\x10VERDICT_CHECKSUM\x10\x0b\x12\x16\n\x12VERDICT_NOT_FINITE\x10\x0c\x12\x19\n\x15VERDICT_DECODE_FAILED\x10\r\x12\x10\n\x0cVERDICT_BUSY\x10\x0e\x12\x13\n\x0fVERDICT_VERSION\x10\x0f\x12\x16\n\x12VERDICT_BAD_METRIC\x10\x10\x32\xed\x02\n\x0bPeerService\x12N\n\x05Relay\x12 .relayswarm.peer.v1.RelayRequest\x1a!.relayswarm.peer.v1.RelayResponse(\x01\x12[\n\nRelayUnary\x12%.relayswarm.peer.v1.RelayUnaryRequest\x1a&.relayswarm.peer.v1.RelayUnaryResponse\x12Z\n\tReadModel\x12$.relayswarm.peer.v1.ReadModelRequest\x1a%.relayswarm.peer.v1.ReadModelResponse0\x01\x12U\n\x08GetState\x12#.relayswarm.peer.v1.GetStateRequest\x1a$.relayswarm.peer.v1.GetStateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'relayswarm.peer.v1.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KIND']._serialized_start=2259
-  _globals['_KIND']._serialized_end=2384
-  _globals['_SECTIONROLE']._serialized_start=2387
-  _globals['_SECTIONROLE']._serialized_end=2534
-  _globals['_FORMAT']._serialized_start=2536
-  _globals['_FORMAT']._serialized_end=2653
-  _globals['_VERDICT']._serialized_start=2656
-  _globals['_VERDICT']._serialized_end=3076
+  _globals['_KIND']._serialized_start=2258
+  _globals['_KIND']._serialized_end=2383
+  _globals['_SECTIONROLE']._serialized_start=2386
+  _globals['_SECTIONROLE']._serialized_end=2533
+  _globals['_FORMAT']._serialized_start=2535
+  _globals['_FORMAT']._serialized_end=2652
+  _globals['_VERDICT']._serialized_start=2655
+  _globals['_VERDICT']._serialized_end=3075
   _globals['_EPOCH']._serialized_start=53
   _globals['_EPOCH']._serialized_end=106
   _globals['_SECTION']._serialized_start=108
@@ -48,31 +48,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MESSAGEHEADER']._serialized_start=329
   _globals['_MESSAGEHEADER']._serialized_end=774
   _globals['_TRAILER']._serialized_start=776
-  _globals['_TRAILER']._serialized_end=800
-  _globals['_RELAYREQUEST']._serialized_start=803
-  _globals['_RELAYREQUEST']._serialized_end=944
-  _globals['_RELAYRESPONSE']._serialized_start=947
-  _globals['_RELAYRESPONSE']._serialized_end=1132
-  _globals['_RELAYUNARYREQUEST']._serialized_start=1135
-  _globals['_RELAYUNARYREQUEST']._serialized_end=1265
-  _globals['_RELAYUNARYRESPONSE']._serialized_start=1267
-  _globals['_RELAYUNARYRESPONSE']._serialized_end=1340
-  _globals['_READMODELREQUEST']._serialized_start=1342
-  _globals['_READMODELREQUEST']._serialized_end=1413
-  _globals['_READMODELRESPONSE']._serialized_start=1416
-  _globals['_READMODELRESPONSE']._serialized_end=1560
-  _globals['_MODELHEADER']._serialized_start=1563
-  _globals['_MODELHEADER']._serialized_end=1785
-  _globals['_TENSORSPEC']._serialized_start=1787
-  _globals['_TENSORSPEC']._serialized_end=1828
-  _globals['_GETSTATEREQUEST']._serialized_start=1830
-  _globals['_GETSTATEREQUEST']._serialized_end=1847
-  _globals['_GETSTATERESPONSE']._serialized_start=1850
-  _globals['_GETSTATERESPONSE']._serialized_end=2088
-  _globals['_SWARMMETRICS']._serialized_start=2090
-  _globals['_SWARMMETRICS']._serialized_end=2183
-  _globals['_SWARMMETRIC']._serialized_start=2185
-  _globals['_SWARMMETRIC']._serialized_end=2257
-  _globals['_PEERSERVICE']._serialized_start=3079
-  _globals['_PEERSERVICE']._serialized_end=3444
+  _globals['_TRAILER']._serialized_end=799
+  _globals['_RELAYREQUEST']._serialized_start=802
+  _globals['_RELAYREQUEST']._serialized_end=943
+  _globals['_RELAYRESPONSE']._serialized_start=946
+  _globals['_RELAYRESPONSE']._serialized_end=1131
+  _globals['_RELAYUNARYREQUEST']._serialized_start=1134
+  _globals['_RELAYUNARYREQUEST']._serialized_end=1264
+  _globals['_RELAYUNARYRESPONSE']._serialized_start=1266
+  _globals['_RELAYUNARYRESPONSE']._serialized_end=1339
+  _globals['_READMODELREQUEST']._serialized_start=1341
+  _globals['_READMODELREQUEST']._serialized_end=1412
+  _globals['_READMODELRESPONSE']._serialized_start=1415
+  _globals['_READMODELRESPONSE']._serialized_end=1559
+  _globals['_MODELHEADER']._serialized_start=1562
+  _globals['_MODELHEADER']._serialized_end=1784
+  _globals['_TENSORSPEC']._serialized_start=1786
+  _globals['_TENSORSPEC']._serialized_end=1827
+  _globals['_GETSTATEREQUEST']._serialized_start=1829
+  _globals['_GETSTATEREQUEST']._serialized_end=1846
+  _globals['_GETSTATERESPONSE']._serialized_start=1849
+  _globals['_GETSTATERESPONSE']._serialized_end=2087
+  _globals['_SWARMMETRICS']._serialized_start=2089
+  _globals['_SWARMMETRICS']._serialized_end=2182
+  _globals['_SWARMMETRIC']._serialized_start=2184
+  _globals['_SWARMMETRIC']._serialized_end=2256
+  _globals['_PEERSERVICE']._serialized_start=3078
+  _globals['_PEERSERVICE']._serialized_end=3443
 # @@protoc_insertion_point(module_scope)

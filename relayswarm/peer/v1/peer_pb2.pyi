@@ -433,15 +433,17 @@ class Trailer(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    CRC32_FIELD_NUMBER: builtins.int
-    crc32: builtins.int
-    """CRC-32 (the polynomial of zlib) of the whole payload."""
+    XXH3_FIELD_NUMBER: builtins.int
+    xxh3: builtins.int
+    """XXH3 of the whole payload: the 64-bit variant, with seed 0. CRC-32 would take more time than
+    all else that a peer does to a payload.
+    """
     def __init__(
         self,
         *,
-        crc32: builtins.int = ...,
+        xxh3: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["crc32", b"crc32"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["xxh3", b"xxh3"]) -> None: ...
 
 global___Trailer = Trailer
 

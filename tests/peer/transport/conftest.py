@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import grpc
 import pytest
 import torch
 from torch import Tensor
+from xxhash import xxh3_64_intdigest
 
 from peer.algorithms.core import Epoch, Head, Kind, Verdict
 from peer.algorithms.metric_relay import SwarmMean
@@ -232,7 +232,7 @@ class Tools:
     ) -> pb.RelayUnaryRequest:
         """A whole message by a foreign encoder."""
         data = bytes(encode(vector, fmt))
-        trailer = pb.Trailer(crc32=zlib.crc32(data))
+        trailer = pb.Trailer(xxh3=xxh3_64_intdigest(data))
         return pb.RelayUnaryRequest(header=message, trailer=trailer, data=data)
 
     def stream(
@@ -242,7 +242,7 @@ class Tools:
         yield pb.RelayRequest(header=message)
         for start in range(0, len(payload), chunk):
             yield pb.RelayRequest(offset=start, data=payload[start : start + chunk])
-        yield pb.RelayRequest(trailer=pb.Trailer(crc32=zlib.crc32(payload)))
+        yield pb.RelayRequest(trailer=pb.Trailer(xxh3=xxh3_64_intdigest(payload)))
 
 
 @pytest.fixture

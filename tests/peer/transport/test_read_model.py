@@ -1,7 +1,6 @@
 """Reading a model over gRPC: whole, broken off, forgotten, damaged, refused."""
 
 import math
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import grpc
 import pytest
 import torch
 from safetensors import safe_open
+from xxhash import xxh3_64_intdigest
 
 from peer.transport.read_model import ReadModelError, read_model
 from peer.transport.remote_model import DamagedError, Download, RemoteModel, save_model
@@ -82,7 +82,7 @@ def damaged(responses: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[byt
     for response in responses:
         message = pb.ReadModelResponse.FromString(response)
         if message.HasField("trailer"):
-            message.trailer.crc32 ^= 1
+            message.trailer.xxh3 ^= 1
         yield message.SerializeToString()
 
 
@@ -130,7 +130,7 @@ def test_a_foreign_reader_gets_plain_protobuf(tools: Any, handler: Any) -> None:
     assert max(len(chunk.data) for chunk in chunks) == 1 << 20
     payload = b"".join(chunk.data for chunk in chunks)
     assert payload == bytes(handler.model.numpy())
-    assert last.trailer.crc32 == zlib.crc32(payload)
+    assert last.trailer.xxh3 == xxh3_64_intdigest(payload)
 
 
 def test_a_snapshot_does_not_change_while_training_goes_on(tools: Any, handler: Any) -> None:
@@ -260,8 +260,8 @@ def header(**changes: Any) -> bytes:
     return pb.ReadModelResponse(header=pb.ModelHeader(**(given | changes))).SerializeToString()
 
 
-def trailer(crc32: int) -> bytes:
-    return pb.ReadModelResponse(trailer=pb.Trailer(crc32=crc32)).SerializeToString()
+def trailer(xxh3: int) -> bytes:
+    return pb.ReadModelResponse(trailer=pb.Trailer(xxh3=xxh3)).SerializeToString()
 
 
 @pytest.mark.parametrize(

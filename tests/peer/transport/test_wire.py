@@ -285,14 +285,14 @@ def test_a_request_holds_one_thing() -> None:
 
 
 @given(st.binary(max_size=300), u32)
-def test_whole_messages_are_read_from_any_encoder(data: bytes, crc32: int) -> None:
+def test_whole_messages_are_read_from_any_encoder(data: bytes, xxh3: int) -> None:
     head = wire.header(HEAD, CONTRACT)
-    foreign = pb.RelayUnaryRequest(header=head, trailer=pb.Trailer(crc32=crc32), data=data)
-    ours = wire.unary_bytes(head, crc32, data)
+    foreign = pb.RelayUnaryRequest(header=head, trailer=pb.Trailer(xxh3=xxh3), data=data)
+    ours = wire.unary_bytes(head, xxh3, data)
     assert pb.RelayUnaryRequest.FromString(ours) == foreign
     for request in (ours, foreign.SerializeToString()):
         message, payload = wire.parse_unary(request)
-        assert (message.header, message.trailer.crc32) == (head, crc32)
+        assert (message.header, message.trailer.xxh3) == (head, xxh3)
         assert bytes(payload) == data
 
 
