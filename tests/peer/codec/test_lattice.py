@@ -26,6 +26,7 @@ from peer.codec.lattice import (
     exponent_for,
     more_bits,
 )
+from peer.codec.rotation import GROUP, rotate, rotate_back
 
 SEED = 0x9E3779B97F4A7C15
 dtypes = st.sampled_from([torch.float32, torch.float64])
@@ -194,6 +195,28 @@ def test_every_wrong_decode_is_found_out() -> None:
         tries += len(patterns)
 
 
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("bits", BITS)
+def test_one_wrong_element_of_a_whole_block_is_found_out(bits: int, rotated: bool) -> None:
+    """Wherever it is, and however far away: also just beyond the reach."""
+    random = np.random.default_rng(5)
+    x = torch.randn(BLOCK, generator=torch.Generator().manual_seed(5))
+    sent = Encoder(bits, SEED, 1.0, is_rotated=rotated).encode(x)
+    out, right = torch.empty_like(x), torch.empty_like(x)
+    assert Decoder(bits, SEED, x, is_rotated=rotated).decode(sent, 0, right)
+    beyond = pitch_in(sent) * 2 ** (bits - 1) * 1.1
+    places = [0, BLOCK - 1, *random.integers(BLOCK, size=30)]
+    for place in places:
+        key = right.clone()
+        part = key.numpy()
+        if rotated:
+            rotate(part, out=part)
+        part[place] += random.choice([-1, 1]) * beyond * 10 ** random.uniform(0, 1.5)
+        if rotated:
+            rotate_back(part)
+        assert not Decoder(bits, SEED, key, is_rotated=rotated).decode(sent, 0, out), place
+
+
 @settings(deadline=None)
 @given(st.lists(numbers, min_size=1, max_size=8), st.lists(numbers, min_size=8), bits_of, dtypes)
 def test_any_key_gives_the_right_result_or_none(
@@ -337,3 +360,38 @@ def test_rotated_vectors_come_back(elements: int, dtype: torch.dtype) -> None:
     if elements == BLOCK:
         plain = distance(x, key, 1.0, is_rotated=False)
         assert far < plain / 2, "rotation spreads what a few elements are off by"
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3 * GROUP), dtypes, bits_of, seeds, st.floats(0.001, 1e3))
+def test_rotated_results_do_not_depend_on_the_key(
+    elements: int, dtype: torch.dtype, bits: int, seed: int, far: float
+) -> None:
+    """As without rotation, with distances as they are after it; and a rotation keeps lengths, so
+    that the error of n elements is below sqrt(n) pitches."""
+    random = torch.Generator().manual_seed(seed % 2**63)
+    x = torch.randn(elements, generator=random, dtype=dtype)
+    data = Encoder(bits, seed, far, is_rotated=True).encode(x)
+    pitch = pitch_in(data)
+    reach = 0.99 * pitch * (2 ** (bits - 1) - 1)  # what float32 loses in rotating is less
+    first = torch.empty_like(x)
+    assert Decoder(bits, seed, x, is_rotated=True).decode(data, 0, first)
+    assert float((first - x).double().norm()) < math.sqrt(elements) * pitch + 1e-4
+    for _ in range(3):
+        off = (2 * torch.rand(elements, generator=random, dtype=dtype) - 1) * reach
+        rotate_back(off.numpy())
+        out = torch.empty_like(x)
+        assert Decoder(bits, seed, x + off, is_rotated=True).decode(data, 0, out)
+        assert torch.equal(out, first)
+
+
+def test_rotated_rounding_is_unbiased() -> None:
+    x = torch.randn(GROUP, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    tries, total = 400, torch.zeros_like(x)
+    for seed in range(tries):
+        data = Encoder(8, seed, 1.0, is_rotated=True).encode(x)
+        out = torch.empty_like(x)
+        assert Decoder(8, seed, x, is_rotated=True).decode(data, 0, out)
+        total += (out - x) / pitch_in(data)
+    deviation = math.sqrt(1 / 4 / tries)  # of a coin at most; and so of what rotates back
+    assert float((total / tries).abs().max()) <= 5 * deviation + 2**-9 * math.sqrt(GROUP)
