@@ -93,7 +93,7 @@ class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
     ) -> Iterator[pb.WatchTopologyResponse]:
         """Tell a member about each epoch that it is in."""
         self._check(request, context)
-        conductor, me = self._conductor, request.peer_id
+        conductor, me = self._conductor, request.peer_id[: messages.MAX_TEXT]
         context.add_callback(conductor.nudge)
         for news in conductor.watch(me, request.incarnation, context.is_active):
             if isinstance(news, WatchEnd):
@@ -117,11 +117,10 @@ class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
         """What a member asks must be in its own name, and about this run."""
         self._gate.check(context)
         self._gate.speaks_for(context, request.peer_id)
-        ours = self._conductor.config.run_id
+        ours, theirs = self._conductor.config.run_id, request.run_id[: messages.MAX_TEXT]
         if request.run_id != ours:
-            text = (
-                f"run_id = {request.run_id!r}: this coordinator serves the run {ours!r}; join that"
-            )
+            text = f"run_id = {theirs!r}: this coordinator serves the run {ours!r}; join that"
+            self._conductor.tell(Denied(Denial.RUN, text))
             _abort(context, grpc.StatusCode.FAILED_PRECONDITION, text)
 
 

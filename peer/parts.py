@@ -29,7 +29,7 @@ from peer.transport.client import Outbox
 from peer.transport.contract import Contract
 from peer.transport.coordinator_client import Joined
 from peer.transport.read_model import ReadModelError, read_model
-from peer.transport.remote_model import RemoteModel
+from peer.transport.remote_model import Expected, RemoteModel
 from peer.transport.server import PeerServer
 from peer.wire_format import lattice_setting, plain_format
 from relayswarm import config as run_config
@@ -159,22 +159,22 @@ class Parts:
                     self.options.security,
                     peer_id=donor.peer_id,
                     run_id=candidate.run_id,
+                    expected=self._expected,
                     patience_s=DONOR_PATIENCE_S,
                 )
             except ReadModelError as error:
                 log.warning("no model from %s: %s", donor.peer_id, error)
                 continue
-            self._require_same_model(found)
             return found
         raise JoinError("no member of the swarm could be asked for the model; try again later")
 
-    def _require_same_model(self, found: RemoteModel) -> None:
-        own = self.trainer.fingerprint
-        if found.fingerprint != own:
-            raise JoinError(
-                f"the model of {found.peer_id} has fingerprint {found.fingerprint}, this peer's "
-                f"{own}: start it with the same task and version"
-            )
+    @property
+    def _expected(self) -> Expected:
+        """Of any member's model. Pairwise peers with a script may be beyond the last step."""
+        config = self.trainer.config
+        steps = max(config.steps, len(config.algorithm.options.get("script", ())))
+        vector = self.trainer.flat.vector
+        return Expected(self.trainer.fingerprint, vector.numel(), vector.dtype, steps)
 
 
 def _contract(config: RunConfig, trainer: Trainer) -> Contract:
@@ -185,7 +185,7 @@ def _contract(config: RunConfig, trainer: Trainer) -> Contract:
         elements=flat.vector.numel(),
         dtype=flat.vector.dtype,
         trees=2 if config.topology.tree == "double-binary-trees" else 1,
-        max_sections=find_algorithm(config.algorithm.name)[0].sections,
+        sections=find_algorithm(config.algorithm.name)[0].sections,
         wire_format=plain_format(config),
         lattice=lattice_setting(config),
         seed=config.seed,

@@ -35,6 +35,11 @@ LONGEST = 1 << 20
 """Characters of a config's text: it may come from another machine."""
 
 
+MANY = 1 << 16
+"""Of whatever a peer sets something up for each: peers, shards, samples of a batch, local steps. A
+config may come from another machine; beyond it are typing errors and traps."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -49,7 +54,9 @@ class TaskConfig(_Section):
 class DataConfig(_Section):
     """How the training data are split over peers, and the size of a batch."""
 
-    shards: int | None = Field(None, ge=1, description="Number of shards. Unset: one per peer.")
+    shards: int | None = Field(
+        None, ge=1, le=MANY, description="Number of shards. Unset: one per peer."
+    )
     alpha: float | None = Field(
         None,
         gt=0,
@@ -59,7 +66,7 @@ class DataConfig(_Section):
     min_samples: int = Field(
         16, ge=1, description="No shard is smaller; the split is drawn again until it holds."
     )
-    batch_size: int = Field(32, ge=1, description="Samples of one peer's batch.")
+    batch_size: int = Field(32, ge=1, le=MANY, description="Samples of one peer's batch.")
 
 
 class AlgorithmConfig(_Section):
@@ -67,7 +74,7 @@ class AlgorithmConfig(_Section):
     algorithm's own default holds."""
 
     name: str = Field("relaysgd", description="The algorithm.")
-    local_steps: int = Field(1, ge=1, description="Optimizer steps between two exchanges.")
+    local_steps: int = Field(1, ge=1, le=MANY, description="Optimizer steps between two exchanges.")
     fallback: Literal["previous", "counts"] | None = Field(
         None,
         description="What relaysgd puts in the place of a missing model: this peer's previous one "
@@ -276,9 +283,9 @@ class RunConfig(_Section):
     run_id: str = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="Name of the run."
     )
-    peers: int = Field(8, ge=1, description="Peers needed to start.")
+    peers: int = Field(8, ge=1, le=MANY, description="Peers needed to start.")
     steps: int = Field(
-        400, ge=1, description="Of each peer. A step is local training, then an exchange."
+        400, ge=1, le=2**40, description="Of each peer. A step is local training, then an exchange."
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Of everything random.")
     deterministic: bool = Field(

@@ -79,8 +79,9 @@ class Gossip(Synchronous):
         return tuple((0, j) for j in view.members if j != view.me and view.mixing.get(j))
 
     def judge(self, view: View, head: Head) -> Verdict:
-        known = (head.tree, head.sender) in self.expects(view, (head.step, head.round))
-        return Verdict.ACCEPTED if known else Verdict.NOT_A_NEIGHBOUR
+        if (head.tree, head.sender) not in self.expects(view, (head.step, head.round)):
+            return Verdict.NOT_A_NEIGHBOUR
+        return Verdict.ACCEPTED if head.count == 1 else Verdict.BAD_COUNT
 
     def outgoing(self, view: View) -> list[Send]:
         return [Send(j, self.head(1), self.message()) for _, j in self.expects(view, self._label)]

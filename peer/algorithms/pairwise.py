@@ -194,10 +194,13 @@ class Pairwise(Algorithm):
             return Verdict.EPOCH_AHEAD
         if head.epoch != view.epoch:
             return Verdict.EPOCH_BEHIND
-        if head.sender not in view.neighbours or head.kind not in (Kind.OFFER, Kind.REPLY):
+        kinds = (Kind.OFFER, Kind.REPLY)
+        if head.sender not in view.neighbours or head.kind not in kinds or head.round:
             return Verdict.NOT_A_NEIGHBOUR
         if head.incarnation != view.members[head.sender]:
             return Verdict.OLD_INCARNATION
+        if head.count != 1 and not head.lost:
+            return Verdict.BAD_COUNT
         verdict = self._exchanges.judge(view, head)
         return self._timely(head) if verdict is Verdict.ACCEPTED else verdict
 

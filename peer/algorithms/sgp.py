@@ -104,7 +104,8 @@ class SGP(Synchronous):
         label = (head.step, head.round)
         if (head.tree, head.sender) not in self.expects(view, label):
             return Verdict.NOT_A_NEIGHBOUR
-        return Verdict.ACCEPTED if 0 < head.weight <= view.n else Verdict.BAD_COUNT
+        fits = head.count == 1 and 0 < head.weight <= view.n
+        return Verdict.ACCEPTED if fits else Verdict.BAD_COUNT
 
     def outgoing(self, view: View) -> list[Send]:
         head = self.head(1, weight=self.weight / 2)

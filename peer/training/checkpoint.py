@@ -151,6 +151,8 @@ def _read(path: Path) -> Checkpoint:
         raise ValueError("it was written by another version")
     if {name: type(value) for name, value in header.items()} != _HEADER:
         raise ValueError("its header is not that of a checkpoint")
+    if header["step"] < 0:
+        raise ValueError(f"its step is {header['step']}")
     return Checkpoint(tensors=tensors, **header)
 
 

@@ -188,11 +188,25 @@ class Trainer:
                     f"this run has {own!r}",
                     "resume with the config the run was started with",
                 )
-        self.flat.vector.copy_(state.tensors["vector"])
-        for name, tensor in self.flat.local_tensors().items():
-            tensor.copy_(state.tensors[f"local/{name}"])
+        try:
+            self._take_over(state)
+        except (LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise ConfigError(
+                "checkpoint",
+                " ".join(sorted(state.tensors))[:80],
+                f"its contents are not those of this run ({type(error).__name__}: {error})",
+                "restore one from a copy, or start in an empty folder",
+            ) from error
+
+    def _take_over(self, state: TrainerState) -> None:
+        own = {"vector": self.flat.vector}
+        own |= {f"local/{name}": tensor for name, tensor in self.flat.local_tensors().items()}
+        for name, tensor in own.items():
+            _copy(state.tensors[name], tensor, name)
         self._load_optimizer(_under("optimizer/", state.tensors))
         self._random.load_state(_under("random/", state.tensors), state.values["random"])
+        with self._random:  # is it one that generators take?
+            pass
 
     def _local_step(self, draw: int, lr: float, momentum: Tensor | None) -> Tensor:
         batch = to_device(self.data.batch(self._order.indices(draw)), self.device)
@@ -251,6 +265,8 @@ class Trainer:
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             index, _, key = name.partition("/")
+            if tensor.numel() not in (1, self._parameters[int(index)].numel()):
+                raise ValueError(f"optimizer/{name} has {tensor.numel()} elements")
             entries.setdefault(int(index), {})[key] = tensor.clone()
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": entries})
 
@@ -288,6 +304,12 @@ def _usable_device(device: torch.device | str) -> torch.device:
         raise ConfigError(
             "device", str(device), "this torch cannot use it", "use cpu, or cuda on a GPU machine"
         ) from error
+
+
+def _copy(found: Tensor, own: Tensor, name: str) -> None:
+    if found.shape != own.shape:
+        raise ValueError(f"{name} has shape {tuple(found.shape)}, not {tuple(own.shape)}")
+    own.copy_(found)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

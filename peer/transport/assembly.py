@@ -118,5 +118,7 @@ class LatticeAssembly(Assembly):
             if not decoder.decode(data[used:end], start, part):
                 self.wanted_bits = decoder.wanted_bits
                 return used, Verdict.DECODE_FAILED
+            if not is_finite(part):  # beyond what the model's own type holds
+                return used, Verdict.NOT_FINITE
             used, self._decoded = end, self._decoded + elements
         return used, Verdict.ACCEPTED

@@ -46,7 +46,7 @@ class Contract:
     elements: int  # d, the length of the flat vector
     dtype: torch.dtype  # of the flat vector
     trees: int = 1
-    max_sections: int = 1  # vectors in one message: 2 where a correction travels along
+    sections: int = 1  # vectors in each message: 2 where a correction travels along
     wire_format: Format | None = None  # what this peer sends; None: the model's own
     accepted_formats: frozenset[Format] = frozenset(Format)
     lattice: LatticeSetting | None = None  # messages travel on the lattice where that succeeds
@@ -69,9 +69,10 @@ class Contract:
             return fits and coding.bits in BITS and kind in TRAVELLING
         return coding in ({Format.FLOAT64} if kind is Kind.METRIC else self.accepted_formats)
 
-    def sections_of(self, kind: Kind) -> int:
-        """The most sections in messages of a kind."""
-        return MAX_METRICS if kind is Kind.METRIC else self.max_sections
+    def sections_of(self, kind: Kind) -> range:
+        """How many sections messages of a kind may have: algorithms count on all of theirs."""
+        most = MAX_METRICS if kind is Kind.METRIC else self.sections
+        return range(1 if kind is Kind.METRIC else most, most + 1)
 
     def dtype_of(self, kind: Kind) -> torch.dtype:
         """The dtype of received vectors."""

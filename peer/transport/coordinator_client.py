@@ -8,7 +8,6 @@ has, and this line mends itself.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from peer.algorithms.metric_relay import SwarmMean
 from peer.transport.channel import open_channel
 from peer.transport.topology_watch import (
     FIRST_RETRY_S,
+    ID,
     LAST_RETRY_S,
     OnView,
     OnWaiting,
@@ -35,9 +35,10 @@ from relayswarm import config as run_config
 from relayswarm.config import RunConfig
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
-from relayswarm.errors import JoinError
+from relayswarm.errors import ConfigError, JoinError
 from relayswarm.net.address import split_address
 from relayswarm.net.security import PLAIN, Security
+from relayswarm.net.sparing import shortened
 from relayswarm.net.tokens import Metadata
 
 log = logging.getLogger("relayswarm.peer")
@@ -49,8 +50,10 @@ CALL_TIMEOUT_S = 5.0
 GOODBYE_TIMEOUT_S = 2.5
 PROGRESS_EVERY_S = 5.0  # between log lines while the coordinator is away
 
+SHORTEST_LEASE_S = 0.1
+"""What a lease is taken to be at least: no coordinator has a peer renew without a pause."""
+
 T = TypeVar("T")
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
@@ -135,7 +138,7 @@ class CoordinatorClient:
         problem = _problem(response, config, info)
         if problem:
             raise JoinError(f"the coordinator at {self.address} sends nonsense: {problem}")
-        self._run_id, self._lease_s = response.run_id, response.lease_ms / 1000
+        self._run_id, self._lease_s = response.run_id, _lease_s(response.lease_ms)
         self._correct_lr = config.optimizer.relay_lr_correction
         return Joined(
             protocol_version=response.protocol_version,
@@ -165,7 +168,7 @@ class CoordinatorClient:
         if self._away:
             log.info("the coordinator at %s is back", self.address)
             self._away = False
-        self._lease_s = answer.lease_ms / 1000
+        self._lease_s = _lease_s(answer.lease_ms)
         return self._lease_s
 
     def watch(
@@ -312,13 +315,27 @@ def _problem(response: pb.JoinResponse, config: RunConfig, info: JoinInfo) -> st
     """What cannot be in an answer, or ''."""
     if response.run_id != config.run_id:
         return "run_id: not that of its run config"
-    if not _ID.fullmatch(response.peer_id) or info.peer_id not in ("", response.peer_id):
+    if not ID.fullmatch(response.peer_id) or info.peer_id not in ("", response.peer_id):
         return f"peer_id = {response.peer_id[:64]!r}: not the one that was asked for, or no id"
     if response.shard >= config.shards:
         return f"shard = {response.shard}: there are {config.shards}"
     if not response.lease_ms:
         return "lease_ms = 0: no time to renew it"
-    return ""
+    return _donors_problem(response)
+
+
+def _donors_problem(response: pb.JoinResponse) -> str:
+    for donor in response.donors:
+        try:
+            split_address(donor.address, "address")
+        except ConfigError as error:
+            return f"donors: {shortened(str(error))}"
+    known = all(ID.fullmatch(donor.peer_id) for donor in response.donors)
+    return "" if known else "donors: not all of them are ids of peers"
+
+
+def _lease_s(lease_ms: int) -> float:
+    return max(lease_ms / 1000, SHORTEST_LEASE_S)
 
 
 def _join_request(info: JoinInfo) -> pb.JoinRequest:

@@ -14,11 +14,12 @@ import grpc
 
 from peer.algorithms.core import PeerId
 from peer.transport.channel import open_channel
-from peer.transport.remote_model import DamagedError, Download, RemoteModel
+from peer.transport.remote_model import DamagedError, Download, Expected, RemoteModel
 from peer.transport.wire import SERVICE, MalformedError
 from relayswarm.errors import ExitCode, RelayswarmError
 from relayswarm.net.address import split_address
 from relayswarm.net.security import PLAIN, Security
+from relayswarm.net.sparing import shortened
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 PATIENCE_S = 30.0
@@ -29,6 +30,7 @@ RESTARTS = 3
 _FINAL = {
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.OUT_OF_RANGE,
     grpc.StatusCode.UNIMPLEMENTED,
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.UNAUTHENTICATED,
@@ -47,32 +49,38 @@ def read_model(
     *,
     peer_id: PeerId | None = None,
     run_id: str | None = None,
+    expected: Expected | None = None,
     patience_s: float = PATIENCE_S,
 ) -> RemoteModel:
     """The model of the peer at HOST:PORT, of whatever run it trains unless `run_id` says which.
     With `peer_id` it must be that peer who serves there; with TLS its certificate has to say so.
+    With `expected` it must be such a model, and hold finite numbers only.
 
     Gives up after `patience_s` without a byte. Raises ConfigError if that is no address and
     ReadModelError if there is no answer, a refusal, or nonsense.
     """
     split_address(address, "--peer")
     with _channel(address, security, peer_id) as channel:
-        model = _Reader(channel, address, patience_s).read(run_id)
+        model = _Reader(channel, address, patience_s, expected).read(run_id)
     if peer_id is not None and model.peer_id != peer_id:
-        raise ReadModelError(f"peer {address} is {model.peer_id!r}, not {peer_id!r}; ask another")
+        told = model.peer_id[:64]
+        raise ReadModelError(f"peer {address} is {told!r}, not {peer_id!r}; ask another")
     return model
 
 
 class _Reader:
     """Goes on until the model is there, or hope is gone."""
 
-    def __init__(self, channel: grpc.Channel, address: str, patience_s: float) -> None:
+    def __init__(
+        self, channel: grpc.Channel, address: str, patience_s: float, expected: Expected | None
+    ) -> None:
         self._address = address
         self._patience_s = patience_s
         self._deadline = time.monotonic() + patience_s
         self._backoff_s = FIRST_BACKOFF_S
         self._restarts = 0
-        self._download = Download()
+        self._expected = expected
+        self._download = Download(expected)
         self._get_state: grpc.UnaryUnaryMultiCallable[pb.GetStateRequest, pb.GetStateResponse] = (
             channel.unary_unary(
                 f"/{SERVICE}/GetState",
@@ -130,11 +138,11 @@ class _Reader:
         self._restarts += 1
         if self._restarts > RESTARTS:
             raise self._no_model("gave up", why) from error
-        self._download = Download()
+        self._download = Download(self._expected)
 
     def _no_model(self, code: str, details: str | None) -> ReadModelError:
         return ReadModelError(
-            f"peer {self._address} gave no model ({code}: {details}); "
+            f"peer {self._address} gave no model ({code}: {shortened(details or '')}); "
             "check the address and that the peer is running"
         )
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from xxhash import xxh3_64
 
-from peer.codec import Format
+from peer.codec import Format, is_finite
 from peer.transport.wire import FORMAT_OF, Chunk, MalformedError, parse_response
 from relayswarm.errors import ConfigError
 from relayswarm.peer.v1 import peer_pb2 as pb
@@ -62,14 +62,39 @@ def save_model(model: RemoteModel, path: Path) -> None:
         raise ConfigError("--output", str(path), problem, remedy) from error
 
 
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a newcomer knows of the model that it asks for, and holds the donor's header against
+    before any memory is taken for it."""
+
+    fingerprint: int
+    elements: int  # d
+    dtype: torch.dtype  # in which it has to be finite
+    last_step: int  # of the run
+
+    def check(self, header: pb.ModelHeader, elements: int) -> None:
+        """Raise MalformedError for a model that is not of this run."""
+        if header.model_fingerprint != self.fingerprint:
+            raise MalformedError(
+                f"model_fingerprint = {header.model_fingerprint}: this peer's is "
+                f"{self.fingerprint}; start both with the same task and version"
+            )
+        if elements != self.elements:
+            raise MalformedError(f"{elements} elements: this peer's model has {self.elements}")
+        if header.step > self.last_step:
+            raise MalformedError(f"step = {header.step}: the run has {self.last_step}")
+
+
 class DamagedError(Exception):
     """What came is not what the peer's snapshot holds; worth another try from the start."""
 
 
 class Download:
-    """What has come of one snapshot. Memory grows with what came, not with what was announced."""
+    """What has come of one snapshot. Memory grows with what came, not with what was announced; a
+    newcomer says what it expects, and takes nothing else."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: Expected | None = None) -> None:
+        self._expected = expected
         self._header: pb.ModelHeader | None = None
         self._payload = bytearray()
         self._xxh3 = xxh3_64()
@@ -98,23 +123,28 @@ class Download:
     def model(self) -> RemoteModel:
         """The model, once complete."""
         assert self._header is not None
-        fmt = FORMAT_OF[self._header.codec.format]
-        vector = torch.empty(0, dtype=fmt.dtype)
-        if self._payload:
-            vector = torch.frombuffer(self._payload, dtype=fmt.dtype)
         return RemoteModel(
             run_id=self._header.run_id,
             peer_id=self._header.peer_id,
             step=self._header.step,
             fingerprint=self._header.model_fingerprint,
-            vector=vector,
+            vector=self._vector(),
             tensors=tuple((spec.name, tuple(spec.shape)) for spec in self._header.tensors),
         )
+
+    def _vector(self) -> Tensor:
+        assert self._header is not None
+        dtype = FORMAT_OF[self._header.codec.format].dtype
+        if not self._payload:
+            return torch.empty(0, dtype=dtype)
+        return torch.frombuffer(self._payload, dtype=dtype)
 
     def _begin(self, header: pb.ModelHeader) -> None:
         if self._header is not None and header != self._header:
             raise DamagedError("another snapshot has the same id")
-        _check(header)
+        elements = _check(header)
+        if self._expected is not None:
+            self._expected.check(header, elements)
         self._header = header
 
     def _append(self, chunk: Chunk) -> None:
@@ -130,15 +160,22 @@ class Download:
             raise MalformedError("fewer bytes than announced")
         if trailer.xxh3 != self._xxh3.intdigest():
             raise DamagedError("the checksum is wrong")
+        expected = self._expected
+        if expected is not None and not is_finite(self._vector().to(expected.dtype)):
+            raise MalformedError("the model holds NaN or infinity")
         self.complete = True
 
 
-def _check(header: pb.ModelHeader) -> None:
+def _check(header: pb.ModelHeader) -> int:
+    """The number of elements. Raises MalformedError for a header that contradicts itself."""
     fmt: Format | None = FORMAT_OF.get(header.codec.format)
     if fmt is None:
         raise MalformedError(f"codec.format = {header.codec.format}: unknown")
+    if any(side >= 2**63 for spec in header.tensors for side in spec.shape):
+        raise MalformedError("a tensor's shape is larger than there can be")
     elements = sum(math.prod(spec.shape) for spec in header.tensors)
     if elements * fmt.itemsize != header.payload_bytes:
         raise MalformedError("the tensors' shapes do not add up to the payload's length")
     if len({spec.name for spec in header.tensors}) != len(header.tensors):
         raise MalformedError("two tensors have the same name")
+    return elements

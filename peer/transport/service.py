@@ -169,8 +169,13 @@ class PeerService:
         return LatticeAssembly(buffer, message.coding, key) if key else Verdict.DECODE_FAILED
 
     def _refuse_malformed(self, context: grpc.ServicerContext, error: MalformedError) -> NoReturn:
-        self._handler.denied(Denial.MALFORMED, str(error))
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        self._deny(context, grpc.StatusCode.INVALID_ARGUMENT, Denial.MALFORMED, str(error))
+
+    def _deny(
+        self, context: grpc.ServicerContext, code: grpc.StatusCode, denial: Denial, text: str
+    ) -> NoReturn:
+        self._handler.denied(denial, text)
+        context.abort(code, text)
         raise AssertionError("abort raises")
 
     def _refuse(self, verdict: Verdict, head: Head) -> Answer:
@@ -214,25 +219,21 @@ class PeerService:
     ) -> Iterator[bytes]:
         """The model from an immutable snapshot."""
         if request.run_id != self._contract.run_id:
-            context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"run_id = {request.run_id[:64]!r}: this peer trains run {self._contract.run_id!r}",
-            )
+            text = f"run_id = {request.run_id[:64]!r}: this peer trains {self._contract.run_id!r}"
+            self._deny(context, grpc.StatusCode.FAILED_PRECONDITION, Denial.RUN, text)
         try:
             with self._shelf.reading(request.snapshot_id) as kept:
-                yield from kept.responses(
-                    self._contract, self._handler.state().peer_id, request.offset
-                )
+                if request.offset > len(kept.payload):
+                    text = f"offset = {request.offset}: the model has {len(kept.payload)} bytes"
+                    self._deny(context, grpc.StatusCode.OUT_OF_RANGE, Denial.MALFORMED, text)
+                peer = self._handler.state().peer_id
+                yield from kept.responses(self._contract, peer, request.offset)
         except ForgottenError:
-            context.abort(
-                grpc.StatusCode.NOT_FOUND,
-                f"snapshot_id = {request.snapshot_id}: forgotten; ask for a new one with 0",
-            )
+            text = f"snapshot_id = {request.snapshot_id}: forgotten; ask for a new one with 0"
+            self._deny(context, grpc.StatusCode.NOT_FOUND, Denial.FORGOTTEN, text)
         except BusyError:
-            context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                "too many are reading this peer's model; try again later, or another peer",
-            )
+            text = "too many are reading this peer's model; try again later, or another peer"
+            self._deny(context, grpc.StatusCode.RESOURCE_EXHAUSTED, Denial.BUSY, text)
 
 
 class _Reception:

@@ -1,13 +1,16 @@
 """Serves ReadModel: the live model as it was at one moment, in chunks, resumable.
 
-At most `KEPT` snapshots are held, each the size of the model; a new reader gets a new one, and the
-oldest that nobody reads is forgotten. While all are being read, the next reader has to come back.
+At most `KEPT` snapshots are held, each the size of the model; a new reader gets a new one unless
+there is one of just now, and the oldest that nobody reads is forgotten. While all are being read,
+the next reader has to come back. So however many ask, and whatever for, training is held up by no
+more than one copy of the model in `FRESH_S` seconds.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +26,7 @@ from relayswarm.peer.v1 import peer_pb2 as pb
 
 KEPT = 2
 READERS = 4  # more would take threads and bandwidth from training
+FRESH_S = 0.5  # so long a snapshot is as good as a new one
 
 
 class BusyError(Exception):
@@ -39,6 +43,7 @@ class KeptSnapshot:
 
     id: int
     snapshot: Snapshot
+    taken_at: float  # monotonic seconds
     readers: int = field(default=0)
 
     @cached_property
@@ -76,8 +81,9 @@ class KeptSnapshot:
 class SnapshotShelf:
     """Keeps the newest snapshots for readers that come back."""
 
-    def __init__(self, take: Callable[[], Snapshot]) -> None:
+    def __init__(self, take: Callable[[], Snapshot], fresh_s: float = FRESH_S) -> None:
         self._take = take
+        self._fresh_s = fresh_s
         self._guard = threading.Lock()
         self._taking = threading.Lock()  # one at a time; it may wait for the end of a step
         self._reading = 0  # those who wait for a snapshot included
@@ -115,8 +121,12 @@ class SnapshotShelf:
     def _new(self) -> KeptSnapshot:
         with self._taking:
             with self._guard:
+                newest = next(reversed(self._kept.values()), None)
+                if newest and time.monotonic() - newest.taken_at < self._fresh_s:
+                    newest.readers += 1
+                    return newest
                 self._make_room()
-            kept = KeptSnapshot(_new_id(), self._take(), readers=1)
+            kept = KeptSnapshot(_new_id(), self._take(), time.monotonic(), readers=1)
             with self._guard:
                 self._kept[kept.id] = kept
         return kept

@@ -28,6 +28,8 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.1, 1.0  # pauses between tries double from one t
 
 MAX_TREES = 2
 _RATIO = re.compile(r"[0-9]{1,400}(/[1-9][0-9]{0,399})?")
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""Of a peer."""
 
 OnView: TypeAlias = Callable[[View, dict[PeerId, str]], None]
 """Called with a view, and the address of each of its members."""
@@ -120,7 +122,7 @@ class TopologyWatch:
             "epoch %d.%d from step %d: %s",
             *view.epoch.age,
             view.effective_step,
-            response.view.reason,
+            shortened(response.view.reason),
         )
         self._on_view(view, {member.peer_id: member.address for member in response.view.members})
 
@@ -154,6 +156,8 @@ def _check(message: pb.View, me: PeerId) -> None:
     behind = [neighbour for tree in message.trees for neighbour in tree.neighbours]
     mixed = [entry.peer_id for entry in message.mixing]
     named = {me, *message.neighbours, *mixed, *(one.peer_id for one in behind)}
+    if not all(map(ID.fullmatch, members)):
+        raise ValueError("members: not all of them are ids of peers")
     if named - members or len(members) < len(message.members):
         raise ValueError(f"members = {sorted(members)}: not those that it names, or some twice")
     if len(message.trees) > MAX_TREES or any(not 0 < k.behind < len(members) for k in behind):
@@ -162,8 +166,10 @@ def _check(message: pb.View, me: PeerId) -> None:
         raise ValueError("mixing: a weight is not finite")
     if not _RATIO.fullmatch(message.lr_factor):
         raise ValueError(f"lr_factor = {message.lr_factor!r}: not a ratio of numbers")
+    if not 1 <= Fraction(message.lr_factor) <= 2 * len(members):  # 1 + a mean of delays in hops
+        raise ValueError(f"lr_factor = {message.lr_factor!r}: not that of a tree of the members")
 
 
 def words(error: grpc.RpcError) -> str:
     """The coordinator's words, or gRPC's."""
-    return error.details() or error.code().name.lower()
+    return shortened(error.details() or error.code().name.lower())

@@ -141,14 +141,20 @@ def _coding(codec: pb.Codec) -> Coding | None:
 def _sections(head: Head, spans: Sequence[Span]) -> list[pb.Section]:
     if head.kind is Kind.METRIC:
         named = zip(head.metrics, spans, strict=True) if spans else ()
-        role = pb.SECTION_ROLE_METRIC
+        role = _role(pb.KIND_METRIC, 0)
         return [pb.Section(role=role, elements=s.elements, metric=name) for name, s in named]
     return [_section(index, span) for index, span in enumerate(spans)]
 
 
 def _section(index: int, span: Span) -> pb.Section:
-    role = pb.SECTION_ROLE_MODEL if index == 0 else pb.SECTION_ROLE_CORRECTION
+    role = _role(pb.KIND_RELAY, index)
     return pb.Section(role=role, first_element=span.start, elements=span.elements)
+
+
+def _role(kind: pb.Kind.ValueType, index: int) -> pb.SectionRole.ValueType:
+    if kind == pb.KIND_METRIC:
+        return pb.SECTION_ROLE_METRIC
+    return pb.SECTION_ROLE_CORRECTION if index else pb.SECTION_ROLE_MODEL
 
 
 def envelope(message: pb.MessageHeader) -> Envelope:
@@ -163,8 +169,10 @@ def envelope(message: pb.MessageHeader) -> Envelope:
         raise MalformedError(f"weight = {message.weight}: not finite; send 1 if there is none")
     if message.codec.format == pb.FORMAT_UNSPECIFIED and not message.lost:
         raise MalformedError("codec.format = 0: not specified; name the payload's format")
-    if any(section.role == pb.SECTION_ROLE_UNSPECIFIED for section in message.sections):
-        raise MalformedError("sections.role = 0: not specified; say what the elements are")
+    for index, section in enumerate(message.sections):
+        if section.role != _role(message.kind, index):
+            expected = pb.SectionRole.Name(_role(message.kind, index))
+            raise MalformedError(f"sections.role = {section.role}: expected {expected} there")
     return Envelope(
         head=_head(message),
         version=message.protocol_version,
@@ -240,7 +248,7 @@ def _fit(metrics: Sequence[str]) -> bool:
 def _check_length(message: Envelope, span: Span, contract: Contract, coding: Coding) -> Verdict:
     sections = len(message.sections)
     fits = (
-        1 <= sections <= contract.sections_of(message.head.kind)
+        sections in contract.sections_of(message.head.kind)
         and all(section == span for section in message.sections)
         and message.payload_bytes == payload_bytes(coding, sections, span.elements)
     )

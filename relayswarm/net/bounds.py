@@ -5,7 +5,8 @@ request, or for room to send. One that stalls or trickles is cut off, and both a
 a slow but honest link needs is within the bounds. The time that a handler itself takes is its own.
 
 gRPC waits for the one request of a unary call in a thread of the pool, before any of our code runs.
-So here all handlers take streams, of which a unary call is one with one message.
+So here all handlers take streams, of which a unary call is one with one message. Requests are
+parsed here too: what is none is refused and counted, where gRPC would write a traceback for each.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from relayswarm.net.gate import Denial, OnDenied, certified_names
 
@@ -93,48 +95,69 @@ class Bounds(grpc.ServerInterceptor):
         method = handler_call_details.method
         if method not in self._handlers:
             handler = continuation(handler_call_details)
-            if handler is None:
-                return None  # no such method; its name is the caller's, so nothing is kept
+            if handler is None:  # the method's name is the caller's, so nothing is kept
+                self._on_denied(Denial.METHOD, "a call to a method that does not exist")
+                return None
             self._handlers[method] = self._bounded(handler)
         return self._handlers[method]
 
     def _bounded(self, handler: _Handler) -> _Handler:
         def unary(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
             with self._call(context) as pace:
-                incoming = self._incoming(requests, context, pace)
+                incoming = self._incoming(requests, handler, context, pace)
                 if handler.request_streaming:
                     return handler.stream_unary(incoming, context)
-                return handler.unary_unary(_only(incoming, context), context)
+                return handler.unary_unary(self._only(incoming, context), context)
 
         def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             with self._call(context) as pace:
-                incoming = self._incoming(requests, context, pace)
+                incoming = self._incoming(requests, handler, context, pace)
                 if handler.request_streaming:
                     responses = handler.stream_stream(incoming, context)
                 else:
-                    responses = handler.unary_stream(_only(incoming, context), context)
+                    responses = handler.unary_stream(self._only(incoming, context), context)
                 yield from self._outgoing(responses, pace)
 
-        coders = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
+        serializer = handler.response_serializer
         if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(stream, **coders)
-        return grpc.stream_unary_rpc_method_handler(unary, **coders)
+            return grpc.stream_stream_rpc_method_handler(stream, response_serializer=serializer)
+        return grpc.stream_unary_rpc_method_handler(unary, response_serializer=serializer)
 
     def _incoming(
-        self, requests: Iterator[Any], context: grpc.ServicerContext, pace: Pace
+        self,
+        requests: Iterator[bytes],
+        handler: _Handler,
+        context: grpc.ServicerContext,
+        pace: Pace,
     ) -> Iterator[Any]:
         while True:
             pace.wait(self._clock())
             request = next(requests, None)
-            pace.moved(_size(request), self._clock())
+            pace.moved(len(request or b""), self._clock())
             if request is None and (pace.is_late or not context.is_active()):
                 _abort(context, grpc.StatusCode.CANCELLED, "the call was cut off")
             if request is None:
                 return
-            yield request
+            yield self._parsed(request, handler, context)
+
+    def _parsed(self, request: bytes, handler: _Handler, context: grpc.ServicerContext) -> Any:
+        if handler.request_deserializer is None:
+            return request
+        try:
+            return handler.request_deserializer(request)
+        except DecodeError:
+            self._refuse_malformed(context, "the request is no message of this method")
+
+    def _only(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+        """The request of a unary call."""
+        request = next(requests, None)
+        if request is None:
+            self._refuse_malformed(context, "the call has no request; send one")
+        return request
+
+    def _refuse_malformed(self, context: grpc.ServicerContext, text: str) -> NoReturn:
+        self._on_denied(Denial.MALFORMED, text)
+        _abort(context, grpc.StatusCode.INVALID_ARGUMENT, text)
 
     def _outgoing(self, responses: Iterator[Any], pace: Pace) -> Iterator[Any]:
         for response in responses:
@@ -173,16 +196,8 @@ class Bounds(grpc.ServerInterceptor):
                 self._changed.wait(self._stall_s / 4)
 
 
-def _only(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
-    """The request of a unary call."""
-    request = next(requests, None)
-    if request is None:
-        _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "the call has no request; send one")
-    return request
-
-
 def _size(message: Any) -> int:
-    """Bytes of a message; of parsed ones, which are small, hardly any."""
+    """Bytes of an answer; of one that is still to be written, which is small, hardly any."""
     return len(message) if isinstance(message, bytes) else 0
 
 

@@ -18,7 +18,10 @@ class Denial(Enum):
     TOKEN = "token"  # none, or none that is valid
     IDENTITY = "identity"  # in the name of somebody else than its certificate's
     MALFORMED = "malformed"  # no message of this protocol
-    BUSY = "busy"  # too many calls of this caller
+    METHOD = "method"  # no such call
+    RUN = "run"  # about another run
+    FORGOTTEN = "forgotten"  # a snapshot that is not kept (any more)
+    BUSY = "busy"  # too many calls of this caller, or too many readers
     STALLED = "stalled"  # nothing came for too long, or too slowly
 
 

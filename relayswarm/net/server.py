@@ -19,8 +19,10 @@ from relayswarm.net.sockets import open_port
 
 CALLERS = 4  # so many callers, at least, it takes to keep all threads waiting
 MAX_WAITING = 256  # calls; beyond it callers are told RESOURCE_EXHAUSTED at once
+STREAMS = 64  # at a time over one connection; a caller's further calls wait on its own side
 
 OPTIONS: Sequence[tuple[str, Any]] = (
+    ("grpc.max_concurrent_streams", STREAMS),
     ("grpc.so_reuseport", 0),  # a port that is taken must be an error, not shared with a stranger
     # A line may be quiet for long: its keepalive pings are welcome.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),

@@ -46,5 +46,7 @@ class SparingLog:
 
 
 def shortened(text: str) -> str:
-    """Text with words from outside, no longer than a line of a log, or an answer, may be."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    """Text with words from outside, no longer than a line of a log, or an answer, may be, and
+    without line breaks and what else would steer a terminal."""
+    line = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return "".join(character if character.isprintable() else "?" for character in line)

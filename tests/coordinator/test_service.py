@@ -14,13 +14,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from rich.console import Console
 
-from coordinator.conductor import Publication
+from coordinator.conductor import Denied, Publication
 from coordinator.members import Gone, Reason, RunFinished
 from coordinator.service import SERVICE, CoordinatorServer
 from coordinator.status import show, to_json
 from relayswarm.config import parse
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.errors import ConfigError
+from relayswarm.net.gate import Denial
 from relayswarm.peer.v1.peer_pb2 import FORMAT_F32, FORMAT_LATTICE, SwarmMetric, SwarmMetrics
 
 Serve = Callable[..., Any]
@@ -339,6 +340,25 @@ def test_words_of_members_are_shown_only_if_they_are_known_ones(serve: Serve) ->
     assert [metric.name for metric in status.members[0].swarm_metrics.metrics] == ["loss"]
     show(status, Console(file=io.StringIO()))
     json.loads(to_json(status), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("call", ["RenewLease", "Leave", "WatchTopology"])
+def test_a_foreign_run_is_refused_and_counted_in_a_few_words(serve: Serve, call: str) -> None:
+    running, told = serve("peers = 1"), []
+    running.conductor.listeners.append(told.append)
+    request = {"RenewLease": pb.RenewLeaseRequest, "Leave": pb.LeaveRequest}.get(
+        call, pb.WatchTopologyRequest
+    )(run_id="x" * 60_000, peer_id="peer-0")
+
+    def ask() -> None:
+        answer = getattr(running.stub, call)(request)
+        if call == "WatchTopology":
+            next(answer)
+
+    code, text = code_of(ask)
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert len(text) < 1000
+    assert [n.denial for n in told if isinstance(n, Denied)] == [Denial.RUN]
 
 
 @pytest.mark.parametrize("field", ["peer_id", "run_id", "advertised_address"])

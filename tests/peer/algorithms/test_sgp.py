@@ -233,6 +233,7 @@ def push(step: int, round_: int, sender: int, weight: float = 0.5) -> Head:
         (push(0, 2, 4), Verdict.NOT_A_NEIGHBOUR),  # a step has two rounds
         (replace(push(0, 0, 1), tree=1), Verdict.NOT_A_NEIGHBOUR),
         (push(0, 0, 1, weight=0.0), Verdict.BAD_COUNT),
+        (replace(push(0, 0, 1), count=2), Verdict.BAD_COUNT),
         (push(0, 0, 1, weight=-1.0), Verdict.BAD_COUNT),
         (push(0, 0, 1, weight=math.nan), Verdict.BAD_COUNT),
         (push(0, 0, 1, weight=9.0), Verdict.BAD_COUNT),

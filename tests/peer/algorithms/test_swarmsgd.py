@@ -436,6 +436,9 @@ def test_a_finished_peer_still_answers() -> None:
         (head("d", Kind.OFFER), Verdict.NOT_A_NEIGHBOUR),
         (head("a", Kind.RELAY), Verdict.NOT_A_NEIGHBOUR),
         (head("a", Kind.REPLY), Verdict.STALE_STEP),
+        (head("a", Kind.OFFER, count=0), Verdict.BAD_COUNT),
+        (head("a", Kind.OFFER, count=2), Verdict.BAD_COUNT),
+        (head("a", Kind.OFFER, round=1), Verdict.NOT_A_NEIGHBOUR),
     ],
 )
 def test_messages_are_judged_by_their_header(message: Head, verdict: Verdict) -> None:

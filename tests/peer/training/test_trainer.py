@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -302,6 +303,29 @@ class TestState:
     def test_of_another_model_is_refused(self, rig) -> None:
         with pytest.raises(ConfigError, match="checkpoint fingerprint"):
             rig.trainer().load_state(quadratic().state())
+
+    @pytest.mark.parametrize(
+        ("name", "spoilt"),
+        [
+            ("vector", torch.zeros(1)),  # would be spread over all of it
+            ("random/torch", torch.zeros(3, dtype=torch.uint8)),
+            ("random/python", torch.full((625,), 2**40)),
+            ("optimizer/0/momentum_buffer", torch.zeros(7)),
+            ("optimizer/99/momentum_buffer", torch.zeros(1)),
+            ("optimizer/x/momentum_buffer", torch.zeros(1)),
+        ],
+    )
+    def test_that_fits_nothing_is_one_clear_error(self, rig, name: str, spoilt: Any) -> None:
+        trainer = rig.trainer("optimizer.momentum=0.9")
+        losses(trainer, range(2))
+        state = trainer.state()
+        tensors = {**state.tensors, name: spoilt}
+        with pytest.raises(ConfigError, match="its contents are not those of this run"):
+            trainer.load_state(TrainerState(tensors, state.values))
+        del tensors[name]
+        if not name.startswith("optimizer"):
+            with pytest.raises(ConfigError, match="its contents are not those of this run"):
+                trainer.load_state(TrainerState(tensors, state.values))
 
     @pytest.mark.parametrize("pair", [("sgd", "adam"), ("adam", "sgd")])
     def test_of_another_optimizer_is_refused(self, rig, pair: tuple[str, str]) -> None:

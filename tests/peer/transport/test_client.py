@@ -46,7 +46,7 @@ def test_small_payloads_are_read_at_once_and_large_ones_while_they_stream(tools:
 
 @pytest.mark.parametrize("elements", [11, LARGE + 1])
 def test_delivers_sections_and_halves(tools: Any, elements: int) -> None:
-    swarm = tools.Swarm(tools, elements, trees=2, max_sections=2)
+    swarm = tools.Swarm(tools, elements, trees=2, sections=2)
     sent = dict(swarm.send(tree=tree, sections=2) for tree in (0, 1))
     for _, _, verdict in swarm.reports.wait("sent", 2):
         assert verdict is Verdict.ACCEPTED

@@ -407,6 +407,9 @@ NEIGHBOUR = pb.TreeNeighbour(peer_id="you", behind=1)
         {"lr_factor": "1e999999999"},
         {"lr_factor": "1/0"},
         {"lr_factor": ""},
+        {"lr_factor": "9" * 400},  # more than a float holds
+        {"lr_factor": "0"},
+        {"members": [member("me"), member("you"), member("you\n\x1b[2J")]},
     ],
 )
 def test_a_view_that_cannot_be_is_passed_over(changes: dict[str, Any]) -> None:
@@ -430,6 +433,8 @@ def test_a_view_that_cannot_be_is_passed_over(changes: dict[str, Any]) -> None:
         {"run_id": "other"},
         {"shard": 8},
         {"lease_ms": 0},
+        {"donors": [member("you", "dns://evil/you:1")]},
+        {"donors": [member("../you")]},
         {"run_config": "peers = 0"},
         {"run_config": "x = " + "[" * 100_000},
     ],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peer.algorithms.core import Epoch, Kind, Verdict
 from peer.codec.edges import Key, Lattice, LatticeSetting, payload_bytes
-from peer.codec.lattice import BLOCK
+from peer.codec.lattice import BLOCK, Encoder
 from peer.transport.assembly import LatticeAssembly
 from peer.transport.contract import Contract
 from peer.transport.wire import header
@@ -24,7 +24,7 @@ class Edge:
     """A sender and a receiver; each message is the last one moved a little, in all elements."""
 
     def __init__(self, tools: Any, elements: int, sections: int = 1, **contract: Any) -> None:
-        contract = {"lattice": SETTING, "seed": 7, "max_sections": sections} | contract
+        contract = {"lattice": SETTING, "seed": 7, "sections": sections} | contract
         self.swarm = tools.Swarm(tools, elements, **contract)
         self.swarm.handler.keep = False  # what is kept takes up the edge's buffers
         self.tools = tools
@@ -100,6 +100,15 @@ def test_what_fits_no_lattice_goes_in_full_precision_at_once(
     assert verdict is (Verdict.ACCEPTED if value == 1e35 else Verdict.NOT_FINITE)
     assert formats == {"lattice", "float32"}
     assert len(edge.swarm.reports.of("retried")) == 1
+
+
+def test_what_a_half_precision_model_cannot_hold_is_not_finite() -> None:
+    """On the lattice it is a number; in the model's own type it would be infinite."""
+    key = torch.full((4,), 6e4)
+    data = Encoder(8, 0, 1e4).encode(torch.full((4,), 7e4))
+    buffer = torch.zeros(4, dtype=torch.float16)
+    assembly = LatticeAssembly(buffer, Lattice(8, 0), Key((key,), 1.0, False))
+    assert assembly.add(0, bytes(data)) is Verdict.NOT_FINITE
 
 
 def test_a_receiver_that_has_lost_its_keys_asks_for_full_precision(tools: Any) -> None:

@@ -1,6 +1,7 @@
 """Reading a model over gRPC: whole, broken off, forgotten, damaged, refused."""
 
 import math
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,9 +15,17 @@ from safetensors import safe_open
 from xxhash import xxh3_64_intdigest
 
 from peer.transport.read_model import ReadModelError, read_model
-from peer.transport.remote_model import DamagedError, Download, RemoteModel, save_model
+from peer.transport.remote_model import (
+    DamagedError,
+    Download,
+    Expected,
+    RemoteModel,
+    save_model,
+)
+from peer.transport.snapshots import READERS
 from peer.transport.wire import SERVICE, MalformedError, chunk_bytes
 from relayswarm.errors import ConfigError, ExitCode
+from relayswarm.net.gate import Denial
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 SHAPES = (("conv.weight", (300, 1000)), ("scale", ()), ("none", (0, 7)), ("bias", (300_000,)))
@@ -206,25 +215,30 @@ def test_nonsense_is_one_clear_error(faulty: Any) -> None:
 
 def test_the_server_refuses_other_runs_and_forgotten_snapshots(tools: Any, handler: Any) -> None:
     stub = tools.stub(tools.server(handler, tools.contract(ELEMENTS)).address)
+    beyond = 4 * ELEMENTS + 1
     for request, code in (
         (pb.ReadModelRequest(run_id="walk"), grpc.StatusCode.FAILED_PRECONDITION),
         (pb.ReadModelRequest(run_id="run", snapshot_id=1 << 63), grpc.StatusCode.NOT_FOUND),
+        (pb.ReadModelRequest(run_id="run", offset=beyond), grpc.StatusCode.OUT_OF_RANGE),
     ):
         with pytest.raises(grpc.RpcError) as caught:
             list(stub.ReadModel(request))
         assert caught.value.code() is code
+    denials = [denial for denial, _ in handler.of("denied")]
+    assert denials == [Denial.RUN, Denial.FORGOTTEN, Denial.MALFORMED]
 
 
 def test_too_many_readers_are_told_to_come_back(tools: Any, handler: Any) -> None:
     """Readers that stopped reading hold their snapshots; training and messages are not held up."""
     handler.model, handler.tensors = torch.zeros(10_000_000), (("w", (10_000_000,)),)
     stub = tools.stub(tools.server(handler, tools.contract(10_000_000)).address)
-    stalled = [stub.ReadModel(pb.ReadModelRequest(run_id="run")) for _ in range(2)]
+    stalled = [stub.ReadModel(pb.ReadModelRequest(run_id="run")) for _ in range(READERS)]
     for call in stalled:
         assert next(call).HasField("header")
     with pytest.raises(grpc.RpcError) as caught:
         next(stub.ReadModel(pb.ReadModelRequest(run_id="run")))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert [denial for denial, _ in handler.of("denied")] == [Denial.BUSY]
     for call in stalled:
         call.cancel()
     assert stub.GetState(pb.GetStateRequest()).step == 9
@@ -232,7 +246,7 @@ def test_too_many_readers_are_told_to_come_back(tools: Any, handler: Any) -> Non
 
 def test_another_run_is_one_clear_error(tools: Any, handler: Any) -> None:
     address = tools.server(handler, tools.contract(ELEMENTS)).address
-    with pytest.raises(ReadModelError, match="trains run 'run'") as caught:
+    with pytest.raises(ReadModelError, match="trains 'run'") as caught:
         read_model(address, run_id="walk")
     assert caught.value.exit_code == ExitCode.COULD_NOT_JOIN
 
@@ -285,6 +299,41 @@ def test_nonsense_is_malformed(responses: list[bytes], says: str) -> None:
         download.take(response)
     with pytest.raises(MalformedError, match=says):
         download.take(last)
+
+
+HUGE = [pb.TensorSpec(name="w", shape=[0, 2**64 - 1])]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model_fingerprint": 8}, "fingerprint"),
+        ({"tensors": [pb.TensorSpec(name="w", shape=[3])], "payload_bytes": 12}, "3 elements"),
+        ({"step": 101}, "step = 101"),
+        ({"tensors": HUGE, "payload_bytes": 0}, "larger than there can be"),
+    ],
+)
+def test_a_newcomer_takes_no_memory_for_a_model_that_is_not_its_own(
+    changes: dict[str, Any], says: str
+) -> None:
+    expected = Expected(fingerprint=7, elements=2, dtype=torch.float32, last_step=100)
+    sound = {"model_fingerprint": 7, "step": 100}
+    Download(expected).take(header(**sound))
+    with pytest.raises(MalformedError, match=says):
+        Download(expected).take(header(**(sound | changes)))
+
+
+@pytest.mark.parametrize(
+    ("bad", "dtype"),
+    [(math.nan, torch.float32), (math.inf, torch.float32), (1e38, torch.float16)],
+)
+def test_a_newcomer_starts_from_finite_numbers(bad: float, dtype: torch.dtype) -> None:
+    download = Download(Expected(fingerprint=7, elements=2, dtype=dtype, last_step=100))
+    data = struct.pack("<2f", 1.0, bad)
+    download.take(header(model_fingerprint=7))
+    download.take(chunk_bytes(0, data))
+    with pytest.raises(MalformedError, match="NaN"):
+        download.take(trailer(xxh3_64_intdigest(data)))
 
 
 def test_another_snapshot_under_the_same_id_is_noticed() -> None:

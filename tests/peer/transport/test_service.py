@@ -70,7 +70,7 @@ def test_takes_a_stream_of_any_encoder(tools: Any, handler: Any, chunk: int, fmt
 
 
 def test_takes_two_sections_and_halves(tools: Any, handler: Any) -> None:
-    contract = tools.contract(11, trees=2, max_sections=2)
+    contract = tools.contract(11, trees=2, sections=2)
     stub = tools.stub(tools.server(handler, contract).address)
     for tree, elements in ((0, 6), (1, 5)):
         head = tools.head(tree=tree)

@@ -30,7 +30,7 @@ class Model:
 
 
 def test_a_new_reader_gets_a_new_snapshot_and_one_who_comes_back_the_same() -> None:
-    shelf = SnapshotShelf(Model().take)
+    shelf = SnapshotShelf(Model().take, fresh_s=0.0)
     with shelf.reading(0) as first, shelf.reading(0) as second:
         assert (first.snapshot.step, second.snapshot.step) == (1, 2)
         assert first.id != second.id
@@ -38,8 +38,19 @@ def test_a_new_reader_gets_a_new_snapshot_and_one_who_comes_back_the_same() -> N
         assert again is first
 
 
+def test_readers_share_a_snapshot_of_just_now() -> None:
+    model = Model()
+    shelf = SnapshotShelf(model.take, fresh_s=60.0)
+    with shelf.reading(0) as first, shelf.reading(0) as second:
+        assert first is second
+    for _ in range(100):
+        with shelf.reading(0) as kept:
+            assert kept is first
+    assert model.step == 1
+
+
 def test_the_oldest_unread_is_forgotten() -> None:
-    shelf = SnapshotShelf(Model().take)
+    shelf = SnapshotShelf(Model().take, fresh_s=0.0)
     ids = []
     for _ in range(KEPT + 1):
         with shelf.reading(0) as kept:
@@ -52,7 +63,7 @@ def test_the_oldest_unread_is_forgotten() -> None:
 
 
 def test_what_is_read_is_kept_and_the_next_has_to_wait() -> None:
-    shelf = SnapshotShelf(Model().take)
+    shelf = SnapshotShelf(Model().take, fresh_s=0.0)
     with ExitStack() as stack:
         held = [stack.enter_context(shelf.reading(0)) for _ in range(KEPT)]
         with pytest.raises(BusyError), shelf.reading(0):
@@ -64,7 +75,7 @@ def test_what_is_read_is_kept_and_the_next_has_to_wait() -> None:
 
 
 def test_readers_are_bounded() -> None:
-    shelf = SnapshotShelf(Model().take)
+    shelf = SnapshotShelf(Model().take, fresh_s=0.0)
     with ExitStack() as stack:
         first = stack.enter_context(shelf.reading(0))
         for _ in range(READERS - 1):
@@ -74,7 +85,7 @@ def test_readers_are_bounded() -> None:
 
 
 def test_a_reader_that_fails_leaves() -> None:
-    shelf = SnapshotShelf(Model().take)
+    shelf = SnapshotShelf(Model().take, fresh_s=0.0)
     for _ in range(2 * READERS):
         with pytest.raises(RuntimeError, match="cut off"), shelf.reading(0):
             raise RuntimeError("cut off")
@@ -108,5 +119,5 @@ def test_who_waits_for_a_snapshot_counts_as_a_reader_and_holds_nobody_else_up() 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_models_are_served_in_float32(dtype: torch.dtype) -> None:
     vector = torch.tensor([1.5, -2.0], dtype=dtype)
-    kept = KeptSnapshot(1, Snapshot(vector, 1, (("w", (2,)),)))
+    kept = KeptSnapshot(1, Snapshot(vector, 1, (("w", (2,)),)), 0.0)
     assert bytes(kept.payload) == b"\x00\x00\xc0\x3f\x00\x00\x00\xc0"

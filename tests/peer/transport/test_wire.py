@@ -18,7 +18,7 @@ from peer.transport.contract import Contract, Span
 from peer.transport.wire import Chunk, MalformedError
 from relayswarm.peer.v1 import peer_pb2 as pb
 
-CONTRACT = Contract("run", 1 << 63, 10, torch.float32, trees=2, max_sections=2)
+CONTRACT = Contract("run", 1 << 63, 10, torch.float32, trees=2, sections=2)
 HEAD = Head("peer-1", 1, Epoch(1, 2, 3), 4, Kind.RELAY, count=2)
 
 u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
@@ -141,9 +141,10 @@ def test_a_header_without_epoch_or_codec_is_malformed(field: str) -> None:
         wire.envelope(message)
 
 
-def test_a_section_without_role_is_malformed() -> None:
+@pytest.mark.parametrize("role", [0, pb.SECTION_ROLE_CORRECTION, pb.SECTION_ROLE_METRIC, 77])
+def test_a_section_of_another_role_is_malformed(role: Any) -> None:
     message = wire.header(HEAD, CONTRACT, [Span(0, 5)])
-    message.sections[0].role = 0
+    message.sections[0].role = role
     with pytest.raises(MalformedError, match="role"):
         wire.envelope(message)
 
@@ -175,14 +176,14 @@ def test_two_trees_carry_the_halves_and_other_kinds_the_whole(elements: int, hal
         ({"tree": 2}, Verdict.NOT_A_NEIGHBOUR),
         ({"tree": 1}, Verdict.BAD_LENGTH),  # the other half
         ({"model_fingerprint": 1}, Verdict.BAD_LENGTH),
-        ({"payload_bytes": 19}, Verdict.BAD_LENGTH),
+        ({"payload_bytes": 39}, Verdict.BAD_LENGTH),
         ({"payload_bytes": 2**63}, Verdict.BAD_LENGTH),
         ({"lost": True, "payload_bytes": 0}, Verdict.ACCEPTED),
         ({"lost": True, "run_id": "walk"}, Verdict.FOREIGN_RUN),
     ],
 )
 def test_a_header_is_held_against_the_contract(change: dict[str, Any], verdict: Verdict) -> None:
-    message = wire.header(HEAD, CONTRACT, [Span(0, 5)])
+    message = wire.header(HEAD, CONTRACT, [Span(0, 5)] * 2)
     for field, value in change.items():
         setattr(message, field, value)
     assert wire.check(wire.envelope(message), CONTRACT) is verdict
@@ -192,6 +193,7 @@ def test_a_header_is_held_against_the_contract(change: dict[str, Any], verdict: 
     ("spans", "verdict"),
     [
         ([Span(0, 5)] * 2, Verdict.ACCEPTED),
+        ([Span(0, 5)], Verdict.BAD_LENGTH),  # its algorithm counts on the correction
         ([Span(0, 5)] * 3, Verdict.BAD_LENGTH),
         ([], Verdict.BAD_LENGTH),
         ([Span(1, 6)], Verdict.BAD_LENGTH),

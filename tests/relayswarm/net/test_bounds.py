@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 
 from relayswarm.net.bounds import SLOWEST_BYTES_PER_S, Pace
 from relayswarm.net.gate import Denial
@@ -45,6 +46,10 @@ class Serving:
             "Unary": grpc.unary_unary_rpc_method_handler(lambda request, _: request),
             "Collect": grpc.stream_unary_rpc_method_handler(lambda it, _: b"".join(it)),
             "Pour": grpc.unary_stream_rpc_method_handler(lambda request, _: iter([request] * 64)),
+            "Parse": grpc.unary_unary_rpc_method_handler(
+                lambda request, _: request.service.encode(),
+                request_deserializer=health_pb2.HealthCheckRequest.FromString,
+            ),
             "Think": grpc.unary_unary_rpc_method_handler(self._think),
         }
         return grpc.method_handlers_generic_handler("test.Service", methods)
@@ -130,6 +135,27 @@ def test_a_unary_call_without_a_request_is_malformed(serving: Serving) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         call(iter(()), timeout=PATIENCE_S)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert serving.denied == [Denial.MALFORMED]
+
+
+def test_a_request_that_is_none_is_malformed_and_no_traceback(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = serving.line()
+    assert unary(line, "Parse", b"\x0a\x01x") == b"x"
+    for method in ("/test.Service/Parse", "/grpc.health.v1.Health/Check"):
+        with pytest.raises(grpc.RpcError) as refused:
+            line.unary_unary(method)(b"\xff", timeout=PATIENCE_S)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert serving.denied == [Denial.MALFORMED] * 2
+    assert not caplog.records
+
+
+def test_a_call_to_no_method_is_counted(serving: Serving) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        unary(serving.line(), "Delete")
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert serving.denied == [Denial.METHOD]
 
 
 # --- pace -----------------------------------------------------------------------------------------

@@ -4,7 +4,12 @@ import logging
 
 import pytest
 
-from relayswarm.net.sparing import SparingLog
+from relayswarm.net.sparing import SparingLog, shortened
+
+
+def test_words_from_outside_do_not_steer_a_terminal() -> None:
+    assert shortened("a\n\x1b[2Jb\u202e") == "a??[2Jb?"
+    assert len(shortened("x" * 10_000)) < 600
 
 
 def test_one_line_of_each_kind_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
