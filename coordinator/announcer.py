@@ -14,9 +14,13 @@ from typing import Any, TextIO
 from coordinator.conductor import Denied, Notice, Publication
 from coordinator.members import Admitted, GaveUp, Gone, Refused, RunFinished, Waiting
 from coordinator.messages import reason_text
+from relayswarm import logs
 from relayswarm.net.sparing import SparingLog
 
 log = logging.getLogger("relayswarm.coordinator")
+
+LENGTHY = {"epoch", "edges", "trees", "graph_edges", "detail"}
+"""Fields of events that log lines go without: they would be long, or are in them already."""
 
 
 class Announcer:
@@ -27,8 +31,12 @@ class Announcer:
         self._guard = threading.Lock()
         self._sparing = SparingLog(log)
 
-    def event(self, name: str, **fields: Any) -> None:
-        """Write one JSON line, flushed."""
+    def event(self, name: str, text: str, level: int = logging.INFO, **fields: Any) -> None:
+        """Log it, and write one JSON line, flushed."""
+        logs.event(log, level, name, text, **{k: v for k, v in fields.items() if k not in LENGTHY})
+        self._write(name, **fields)
+
+    def _write(self, name: str, **fields: Any) -> None:
         with self._guard:
             if self._stream is None:
                 return
@@ -40,10 +48,11 @@ class Announcer:
 
     def started(self, run_id: str, address: str, metrics_address: str) -> None:
         """The coordinator listens."""
-        log.info("run %s: join with relayswarm peer --coordinator %s", run_id, address)
-        log.info("watch it at http://%s, metrics are at /metrics there", metrics_address)
+        logs.set_context(run=lambda: run_id)
         self.event(
             "coordinator_started",
+            f"run {run_id}: join with relayswarm peer --coordinator {address}; "
+            f"watch it at http://{metrics_address}, metrics are at /metrics there",
             pid=os.getpid(),
             address=address,
             metrics_address=metrics_address,
@@ -62,54 +71,51 @@ class Announcer:
             case Refused():
                 reason = notice.refusal.value
                 self._sparing.warning(reason, f"join refused ({reason}): {notice.text}")
-                self.event("join_refused", reason=notice.refusal.value, text=notice.text)
+                self._write("join_refused", reason=notice.refusal.value, text=notice.text)
             case Gone():
                 self._gone(notice)
             case Publication():
                 self._published(notice)
             case RunFinished():
-                log.info("the run has finished")
-                self.event("finished")
+                self.event("finished", "the run has finished")
             case GaveUp():
-                log.error("%s", gave_up_text(notice))
-                self.event("gave_up", present=len(notice.present), needed=notice.needed)
+                text, present = gave_up_text(notice), len(notice.present)
+                self.event("gave_up", text, logging.ERROR, present=present, needed=notice.needed)
 
     def _waiting(self, waiting: Waiting) -> None:
         present = len(waiting.present)
-        log.info("waiting for %d of %d peers", waiting.needed - present, waiting.needed)
-        self.event("waiting", present=present, needed=waiting.needed, members=list(waiting.present))
+        text = f"waiting for {waiting.needed - present} of {waiting.needed} peers"
+        members = list(waiting.present)
+        self.event("waiting", text, present=present, needed=waiting.needed, members=members)
 
     def _admitted(self, admitted: Admitted) -> None:
         member = admitted.member
         if admitted.candidate or admitted.again:
             return
-        log.info("%s joined at %s, shard %d", member.peer_id, member.address, member.shard)
+        peer, address, shard = member.peer_id, member.address, member.shard
+        text = f"{peer} joined at {address}, shard {shard}"
+        self.event("member_joined", text, peer=peer, address=address, shard=shard)
         if admitted.note:
-            log.warning("%s: %s", member.peer_id, admitted.note)
-        self.event("member_joined", peer=member.peer_id, address=member.address, shard=member.shard)
+            log.warning("%s: %s", peer, admitted.note)
 
     def _gone(self, gone: Gone) -> None:
         peer, step = gone.member.peer_id, gone.member.progress.step
         if gone.reason is None:
-            log.info("%s has done all steps", peer)
-            self.event("member_finished", peer=peer, step=step)
+            self.event("member_finished", f"{peer} has done all steps", peer=peer, step=step)
         else:
-            log.warning("%s is gone at step %d: %s", peer, step, gone.reason.value)
-            self.event("member_lost", peer=peer, step=step, reason=gone.reason.value)
+            why = gone.reason.value
+            text = f"{peer} is gone at step {step}: {why}"
+            self.event("member_lost", text, logging.WARNING, peer=peer, step=step, reason=why)
 
     def _published(self, publication: Publication) -> None:
         elected, layout = publication.elected, publication.layout
-        log.info(
-            "epoch %d.%d from step %d: %d peers, root %s, diameter %d (%s)",
-            elected.term,
-            elected.number,
-            elected.effective_step,
-            len(layout.members),
-            layout.root,
-            layout.diameter,
-            reason_text(elected, layout),
+        epoch = f"{elected.term}.{elected.number}"
+        logs.set_context(epoch=lambda: epoch)
+        text = (
+            f"epoch {epoch} from step {elected.effective_step}: {len(layout.members)} peers, "
+            f"root {layout.root}, diameter {layout.diameter} ({reason_text(elected, layout)})"
         )
-        self.event("topology", **topology_fields(publication))
+        self.event("topology", text, **topology_fields(publication))
 
 
 def topology_fields(publication: Publication) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
+from relayswarm import logs
 from relayswarm.errors import RelayswarmError
+from relayswarm.logs import LogFormat, LogFormatOption
 from relayswarm.net.clients import Clients
 from relayswarm.net.flags import (
     Insecure,
@@ -58,14 +60,13 @@ def coordinator(
     tls_clients: TlsClients = Clients.REQUIRED,
     token_file: TokensOfMembers = None,
     insecure: Insecure = False,
+    log_format: LogFormatOption = LogFormat.AUTO,
 ) -> None:
     """Introduce peers to each other and keep their topology, for one run."""
-    import logging
-
     from coordinator.runner import Options, serve
     from relayswarm.net.security import Security
 
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logs.configure(log_format, tells_events=as_json)
     options = Options(
         config=config,
         overrides=tuple(set_ or ()),
@@ -129,5 +130,5 @@ def health(
 
 
 def _failed(error: RelayswarmError) -> typer.Exit:
-    typer.echo(f"error: {error}", err=True)
+    logs.fatal(error)
     return typer.Exit(error.exit_code)

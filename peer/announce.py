@@ -1,16 +1,38 @@
-"""A process's events as JSON lines on standard output, for whoever started it."""
+"""A process's events: JSON lines on standard output for whoever started it, and its log."""
 
 from __future__ import annotations
 
 import json
-import math
+import logging
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
+
+from relayswarm import logs
+from relayswarm.logs import plain
+
+log = logging.getLogger("relayswarm.peer")
+
+
+def _numbers(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+LOGGED: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "peer_started": lambda e: f"{e['peer']} listens at {e['address']}",
+    "waiting": lambda e: f"waiting for {e['needed'] - e['present']} of {e['needed']} peers",
+    "evaluation": lambda e: f"step {e['step']}: {_numbers(e['metrics'])}",
+    "peer_finished": lambda e: f"all {e['steps']} steps done: {_numbers(e['metrics'])}",
+}
+"""Events that are worth a line in the log, and that line. Steps are not: metrics tell of them."""
+
+KEPT = ("peer", "step", "steps", "metrics", "address", "metrics_address", "present", "needed")
+"""Fields that such a line has as JSON; all are in the event."""
 
 
 class Announcer:
-    """Writes one JSON object a line, flushed at once; silent unless asked to speak."""
+    """Writes one JSON object a line, flushed at once, if asked to speak; logs what matters."""
 
     def __init__(self, *, speaks: bool, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
@@ -18,26 +40,15 @@ class Announcer:
         self._guard = threading.Lock()
 
     def __call__(self, event: str, **fields: Any) -> None:
+        if event in LOGGED:
+            kept = {name: fields[name] for name in KEPT if name in fields}
+            logs.event(log, logging.INFO, event, LOGGED[event](fields), **kept)
         if not self._speaks:
             return
-        line = json.dumps({"event": event, **_plain(fields)})
+        line = json.dumps({"event": event, **plain(fields)})
         with self._guard:
             try:
                 self._stream.write(line + "\n")
                 self._stream.flush()
             except BrokenPipeError:  # nobody listens any more
                 self._speaks = False
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: a number that is not finite becomes null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return finite(value) if isinstance(value, float) else value
-
-
-def finite(value: float) -> float | None:
-    """None in place of NaN and infinity."""
-    return value if math.isfinite(value) else None

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peer.announce import finite
 from peer.outcome import Metrics
 from peer.tasks.registry import load_task
 from peer.training.trainer import Trainer, make_site
 from relayswarm.config import RunConfig
+from relayswarm.logs import finite
 from relayswarm.task import Measured, Site, Task, TaskData
 
 Models = Sequence[Mapping[str, Tensor]]

@@ -11,6 +11,7 @@ from peer.metrics import PeerMetrics
 from peer.training import checkpoint
 from peer.training.checkpoint import Checkpoint
 from peer.training.trainer import Trainer, TrainerState
+from relayswarm import logs
 from relayswarm.errors import ConfigError
 
 log = logging.getLogger("relayswarm.peer")
@@ -38,7 +39,8 @@ class Checkpoints:
             return 0
         found.require(self._run_id, self._peer, self._trainer.fingerprint)
         self._trainer.load_state(TrainerState(found.tensors, found.values))
-        log.info("resumed from the checkpoint of step %d", found.step)
+        text = f"resumed from the checkpoint of step {found.step}"
+        logs.event(log, logging.INFO, "resumed", text, step=found.step)
         return found.step
 
     def save_if_due(self, step: int) -> None:
@@ -63,6 +65,7 @@ class Checkpoints:
             checkpoint.save(self._directory, new)
         except ConfigError as error:
             self._metrics.checkpoint_failures.inc()
-            log.error("checkpoint of step %d not written: %s", step, error)
+            text = f"checkpoint of step {step} not written: {error}"
+            logs.event(log, logging.ERROR, "checkpoint_failed", text)
         else:
             self._metrics.checkpoint_seconds.observe(time.perf_counter() - started)

@@ -18,7 +18,7 @@ import typer
 import typer.main
 
 from peer.localswarm.process import end_with_parent
-from relayswarm import __version__
+from relayswarm import __version__, logs
 from relayswarm.errors import ExitCode, RelayswarmError
 
 Command = Callable[..., None]
@@ -128,7 +128,7 @@ def _guarded(command: Command) -> Command:
         try:
             command(*args, **kwargs)
         except RelayswarmError as error:
-            typer.echo(f"error: {error}", err=True)
+            logs.fatal(error)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             raise typer.Exit(ExitCode.INTERRUPTED) from error

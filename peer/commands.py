@@ -12,7 +12,9 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from relayswarm import logs
 from relayswarm.config import RunConfig, load
+from relayswarm.logs import LogFormat, LogFormatOption
 from relayswarm.net.clients import Clients
 from relayswarm.net.flags import (
     Insecure,
@@ -165,15 +167,14 @@ def peer(
     tls_clients: TlsClients = Clients.REQUIRED,
     token_file: Token = None,
     insecure: Insecure = False,
+    log_format: LogFormatOption = LogFormat.AUTO,
 ) -> None:
     """Join the run of a coordinator and train in it until it is done."""
-    import logging
-
     from peer.parts import PeerOptions
     from peer.service import run
     from relayswarm.net.security import Security
 
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logs.configure(log_format, tells_events=as_json)
     options = PeerOptions(
         coordinator=coordinator,
         peer_id=peer_id,

@@ -53,6 +53,7 @@ from peer.transport.client import Outbox
 from peer.transport.contract import Outgoing, PeerState, Snapshot
 from peer.transport.metric_payload import sums_of
 from peer.wire_format import quantizer
+from relayswarm import logs
 from relayswarm.net.gate import Denial
 from relayswarm.net.sparing import SparingLog
 
@@ -406,7 +407,8 @@ class Daemon:
     def unreachable(self, peer: PeerId) -> None:
         self.down.add(peer)
         self.metrics.unreachable.inc()
-        log.warning("%s cannot be reached", peer)
+        text = f"{peer} cannot be reached"
+        logs.event(log, logging.WARNING, "peer_unreachable", text, neighbour=peer)
         self.swarm.gone(peer)
         self.post(Gone(peer))
 

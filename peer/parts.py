@@ -33,6 +33,7 @@ from peer.transport.remote_model import Expected, RemoteModel
 from peer.transport.server import PeerServer
 from peer.wire_format import lattice_setting, plain_format
 from relayswarm import config as run_config
+from relayswarm import logs
 from relayswarm.config import RunConfig
 from relayswarm.errors import JoinError
 from relayswarm.net.address import split_address
@@ -147,7 +148,8 @@ class Parts:
         found = self.ask_donors(candidate)
         if found.step > own_step:
             self.trainer.flat.vector.copy_(found.vector)
-            log.info("starting from step %d of %s", found.step, found.peer_id)
+            text = f"starting from step {found.step} of {found.peer_id}"
+            logs.event(log, logging.INFO, "caught_up", text, step=found.step, donor=found.peer_id)
         return max(own_step, found.step)
 
     def ask_donors(self, candidate: Joined) -> RemoteModel:

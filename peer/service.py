@@ -21,6 +21,7 @@ from peer.metrics import PeerMetrics, value
 from peer.parts import Parts, PeerOptions
 from peer.training.files import require_writable
 from peer.transport.coordinator_client import CoordinatorClient, Joined, JoinInfo, Renewal
+from relayswarm import logs
 from relayswarm.errors import ExitCode, JoinError
 
 log = logging.getLogger("relayswarm.peer")
@@ -60,6 +61,7 @@ class Peer:
             candidate = self._join(self.options.peer_id)
             with Parts(self.options, candidate, self.metrics, self.announce) as parts:
                 self._daemon = parts.daemon
+                _log_as(parts.daemon, candidate.run_id)
                 return self._be_member(parts)
         except _Interrupted:
             return self._exit_code()
@@ -140,7 +142,8 @@ class Peer:
         )
 
     def _rejoin(self, parts: Parts) -> None:
-        log.warning("this peer's lease has run out: joining again")
+        text = "this peer's lease has run out: joining again"
+        logs.event(log, logging.WARNING, "lease_expired", text)
         self.metrics.lease_expiries.inc()
         try:
             candidate = self._join(parts.daemon.peer)
@@ -217,7 +220,8 @@ class Peer:
         self._end_training(parts)
         self._say_goodbye(parts, finished=False)
         self.announce("state", peer=daemon.peer, state="left")
-        log.info("left after %d steps", daemon.steps_done)
+        text = f"left after {daemon.steps_done} steps"
+        logs.event(log, logging.INFO, "left", text, steps=daemon.steps_done)
 
     def _say_goodbye(self, parts: Parts, *, finished: bool) -> None:
         """Leave, and before that tell how far this peer has come."""
@@ -246,6 +250,19 @@ class Peer:
         """SIGTERM is how a deployment ends a peer: nothing has gone wrong."""
         interrupted = self._signal == signal.SIGINT
         return ExitCode.INTERRUPTED if interrupted else ExitCode.DONE
+
+
+def _log_as(daemon: Daemon, run_id: str) -> None:
+    def epoch() -> str | None:
+        view = daemon.view
+        return f"{view.epoch.term}.{view.epoch.number}" if view else None
+
+    logs.set_context(
+        run=lambda: run_id,
+        peer=lambda: daemon.peer,
+        epoch=epoch,
+        step=lambda: daemon.algorithm.step,
+    )
 
 
 class _Interrupted(BaseException):

@@ -22,8 +22,8 @@ from peer.algorithms.metric_relay import (
     SwarmMean,
     Tell,
 )
-from peer.announce import finite
 from relayswarm.config import RunConfig
+from relayswarm.logs import finite
 from relayswarm.task import Measured
 
 

@@ -17,6 +17,10 @@ from relayswarm.net.security import Security
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
+# Lines of daemons as a person sees them on a terminal, of which there is none here.
+for _command in ("COORDINATOR", "PEER"):
+    os.environ.setdefault(f"RELAYSWARM_{_command}_LOG_FORMAT", "text")
+
 # A slow machine is no failure, so nothing here depends on the time that an example takes.
 _COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("local", max_examples=100, **_COMMON)

@@ -32,7 +32,6 @@ from peer.algorithms.core import (
     Train,
 )
 from peer.algorithms.pairwise import Pairwise
-from peer.announce import finite
 from peer.baseline import plain
 from peer.codec import Format, default_format, roundtrip
 from peer.codec.edges import Lattice
@@ -53,6 +52,7 @@ from peer.training.trainer import Trainer, TrainResult, make_site
 from peer.views import peer_ids, topology_event, views_of
 from peer.wire_format import lattice_setting, plain_format, quantizer
 from relayswarm.config import RunConfig
+from relayswarm.logs import finite
 
 if TYPE_CHECKING:
     from peer.simulator.stacked_training import Stacking

@@ -17,6 +17,7 @@ from typing import Protocol, TypeAlias
 import grpc
 
 from peer.algorithms.core import Epoch, PeerId, View
+from relayswarm import logs
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.errors import ConfigError
 from relayswarm.net.address import split_address
@@ -118,13 +119,23 @@ class TopologyWatch:
         if view.epoch.age <= self._seen.age:
             return  # told again after the stream was mended
         self._seen = view.epoch
-        log.info(
-            "epoch %d.%d from step %d: %s",
-            *view.epoch.age,
-            view.effective_step,
-            shortened(response.view.reason),
-        )
+        _log(view, shortened(response.view.reason))
         self._on_view(view, {member.peer_id: member.address for member in response.view.members})
+
+
+def _log(view: View, reason: str) -> None:
+    term, number = view.epoch.age
+    logs.event(
+        log,
+        logging.INFO,
+        "topology",
+        f"epoch {term}.{number} from step {view.effective_step}: {reason}",
+        epoch=f"{term}.{number}",
+        effective_step=view.effective_step,
+        members=len(view.members),
+        neighbours=sorted({peer for tree in view.trees for peer in tree}),
+        reason=reason,
+    )
 
 
 def to_view(message: pb.View, me: PeerId, *, correct_lr: bool = False) -> View:

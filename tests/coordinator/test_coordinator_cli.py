@@ -24,6 +24,7 @@ from relayswarm.peer.v1.peer_pb2 import SwarmMetric, SwarmMetrics
 PATIENCE_S = 30.0
 RUN = "import typer; from coordinator.cli import coordinator; typer.run(coordinator)"
 ANY_PORT = ("--listen", "127.0.0.1:0")
+AS_TEXT = ("--log-format", "text")
 
 
 class Process:
@@ -218,7 +219,7 @@ def test_a_store_brings_the_run_back_without_its_config(launch: Any, tmp_path: P
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(options: tuple[str, ...], words: str) -> None:
-    result = CliRunner().invoke(app(coordinator), [*ANY_PORT, *options])
+    result = CliRunner().invoke(app(coordinator), [*ANY_PORT, *AS_TEXT, *options])
     assert result.exit_code == 2
     (line,) = result.output.splitlines()
     assert line.startswith("error: ")
@@ -227,7 +228,7 @@ def test_what_cannot_work_is_said_in_one_line(options: tuple[str, ...], words: s
 
 def test_a_port_that_is_taken_is_said_in_one_line(serve: Callable[..., Any]) -> None:
     address = serve().server.address
-    result = CliRunner().invoke(app(coordinator), ["--listen", address])
+    result = CliRunner().invoke(app(coordinator), ["--listen", address, *AS_TEXT])
     assert result.exit_code == 2
     assert result.output.startswith(f"error: --listen = '{address}': cannot be listened on: taken")
 

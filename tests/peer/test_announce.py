@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from peer.announce import Announcer, finite
+from peer.announce import Announcer
+from relayswarm.logs import finite
 
 
 class Recorder(io.StringIO):
@@ -59,7 +60,7 @@ def test_what_is_not_finite_becomes_null() -> None:
     """JSON has neither NaN nor infinity, and other parsers refuse Python's."""
     stream = Recorder()
     values = {"accuracy": math.nan, "all": [1.5, -math.inf, (math.inf, 2)]}
-    Announcer(speaks=True, stream=stream)("evaluation", loss=math.nan, metrics=values)
+    Announcer(speaks=True, stream=stream)("other", loss=math.nan, metrics=values)
 
     def refuse(name: str) -> None:
         raise AssertionError(name)
