@@ -1,16 +1,17 @@
-"""How fast the simulator is: stacked peers beside one object per peer, and a plain NumPy loop.
+"""How fast the simulator is: stacked peers, one object per peer, and a plain NumPy loop.
 
     python benchmarks/simulator.py                  all of it, in a few minutes
     python benchmarks/simulator.py training scale   some of it
 
 layout     electing the tree of 1,024 peers on sparse graphs, and of 400 on the complete one
 training   a step of local training: peers stacked, and one after another
-scale      relaysgd on quadratics (d = 10), 1,024 peers, 1,000 steps: stacked; bit for bit, with a
-           trainer for each peer (`deterministic = true`); and with an object of every kind for each
-           peer, of which a short run is measured and the rest extrapolated
+scale      relaysgd on quadratics (d = 10), 1,024 peers, 1,000 steps: stacked; one object per peer,
+           each a trainer with its model (`--stacked off`); and with state machines for every
+           message to the end, as in a run with losses, of which a short one is measured and the
+           rest extrapolated
 figure2    relaysgd on quadratics with 4 to 64 peers, as in figure 2 of the RelaySGD paper, beside
            a NumPy loop over arrays of all models that does the same arithmetic and nothing else
-whole      only if asked for: all 1,000 steps of 1,024 peers with one object for each, some minutes
+whole      only if asked for: what `scale` extrapolates, some minutes
 
 What is compared runs in turn, and ratios are medians over the turns, of seconds on the clock.
 Processor seconds stand beside them: where these are far fewer, others had the machine. Prints a
@@ -38,7 +39,8 @@ from coordinator.graphs import build_graph
 from coordinator.spanning_tree import spanning_tree
 from coordinator.views import lay_out
 from peer.manifest import hardware, versions
-from peer.simulator.learning import simulate
+from peer.outcome import RunOutcome
+from peer.simulator.learning import Simulation, simulate
 from peer.simulator.memory import memory_of_a_swarm
 from peer.simulator.stacked_run import StackedSimulation
 from peer.simulator.stacked_training import OneByOne, Stacked
@@ -63,7 +65,8 @@ WORKLOADS = (
 STEPS_PER_TURN = 5
 SCALE_PEERS, SCALE_STEPS, SHORT_STEPS = 1024, 1000, 40
 STACKED_SHORT = f"stacked, {SHORT_STEPS} steps"
-ALONE_SHORT = f"one object per peer, {SHORT_STEPS} steps"
+HANDLED = "every message handled"
+HANDLED_SHORT = f"{HANDLED}, {SHORT_STEPS} steps"
 SCALE_GRAPHS = ("binary-tree", "random-regular", "chain")
 LAYOUTS = (
     ("chain", 1024),
@@ -172,7 +175,6 @@ def scale() -> list[Row]:
 
 def _scale(graph: str) -> Row:
     short, long = (quadratics(SCALE_PEERS, steps, graph) for steps in (SHORT_STEPS, SCALE_STEPS))
-    exact = long.model_copy(update={"deterministic": True})
     replayed: list[int] = []
 
     def stacked() -> None:
@@ -184,14 +186,12 @@ def _scale(graph: str) -> Row:
     runs = {
         together: stacked,
         STACKED_SHORT: lambda: simulate(short, None, ignore, stacked="on"),
-        ALONE_SHORT: lambda: simulate(short, None, ignore),
+        f"one object per peer, {SCALE_STEPS} steps": lambda: simulate(long, None, ignore),
+        HANDLED_SHORT: lambda: handled(short),
     }
-    if graph == SCALE_GRAPHS[0]:
-        bits = f"bit for bit, {SCALE_STEPS} steps"
-        runs[bits] = lambda: simulate(exact, None, ignore, stacked="on")
     timings = in_turn(runs, turns=1)
-    whole_run = f"one object per peer, {SCALE_STEPS} steps, extrapolated"
-    timings[whole_run] = [_scaled(timings[ALONE_SHORT][0], SCALE_STEPS / SHORT_STEPS)]
+    whole_run = f"{HANDLED}, {SCALE_STEPS} steps, extrapolated"
+    timings[whole_run] = [_scaled(timings[HANDLED_SHORT][0], SCALE_STEPS / SHORT_STEPS)]
     what = f"relaysgd, {SCALE_PEERS} peers on the graph {graph}, quadratics, d = 10"
     return row("scale", what, timings, whole_run, together) | {"replayed": replayed[-1]}
 
@@ -200,16 +200,17 @@ def whole() -> list[Row]:
     """The figure that `scale` extrapolates."""
     torch.set_num_threads(1)
     config = quadratics(SCALE_PEERS, SCALE_STEPS, SCALE_GRAPHS[0])
-    alone, together = "one object per peer", "stacked"
+    alone = "one object per peer"
     timings = in_turn(
-        {
-            together: lambda: simulate(config, None, ignore, stacked="on"),
-            alone: lambda: simulate(config, None, ignore),
-        },
-        turns=1,
+        {alone: lambda: simulate(config, None, ignore), HANDLED: lambda: handled(config)}, turns=1
     )
     what = f"relaysgd, {SCALE_PEERS} peers on the graph {SCALE_GRAPHS[0]}, {SCALE_STEPS} steps"
-    return [row("whole", what, timings, alone, together)]
+    return [row("whole", what, timings, HANDLED, alone)]
+
+
+def handled(config: RunConfig) -> RunOutcome:
+    """A run in which state machines handle every message of every step."""
+    return Simulation(config, None, ignore, mean_every=0).run()
 
 
 def figure_2() -> list[Row]:

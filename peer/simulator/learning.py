@@ -78,15 +78,15 @@ def simulate(
     """Run the swarm of `config` to its end; `progress` gets the events that processes announce.
 
     Every `mean_every` steps (0: never) it also gets `mean_model`, the metrics of the mean of the
-    models, once all peers have done the step. `stacked` (on, off, auto) says whether the peers'
-    vectors live in one tensor, on `device`: much faster, but equal only up to rounding. Raises
-    ConfigError and DataError as the daemons do.
+    models, once all peers have done the step. `stacked` (on, off, auto) says whether the peers
+    train in one call, on `device`: much faster, but equal only up to rounding. Raises ConfigError
+    and DataError as the daemons do.
     """
     from peer.simulator import stacked_run  # it builds on this module
 
     check_peers(config.faults, peer_ids(config.peers))
     with memory_of_a_swarm():
-        if stacked_run.is_wanted(config, stacked):
+        if stacked_run.is_wanted(config, stacked) or stacked_run.is_better_recorded(config):
             together = stacked_run.StackedSimulation
             return together(config, data_dir, progress, mean_every, stacked, device).run()
         return Simulation(config, data_dir, progress, mean_every).run()

@@ -23,7 +23,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from peer.algorithms.core import LIVE, Averaged, PeerId, View
+from peer.algorithms.core import LIVE, Algorithm, Averaged, PeerId, View
 from peer.config import build_algorithm
 from peer.simulator.counts import number
 from peer.simulator.plan import History, Plan, Recorder, Training
@@ -85,6 +85,12 @@ class _Repeats(Exception):
     """From here on the plans repeat. No error: it ends the world's loop from within."""
 
 
+def may_repeat(config: RunConfig) -> bool:
+    """Whether nothing disturbs a run, and its method promises ever to repeat its effects."""
+    undisturbed = config.faults == FaultsConfig(loss=config.faults.loss)
+    return undisturbed and type(build_algorithm(config)).period is not Algorithm.period
+
+
 class StackedSwarm:
     """A swarm of `views` in `world`, to which its peers are added here. Peers are numbers.
 
@@ -108,7 +114,7 @@ class StackedSwarm:
         self._views, self._steps, self.table = views, steps, table
         self._world, self._meter = world, meter
         self._total_steps = config.steps
-        self._is_disturbed = config.faults != FaultsConfig(loss=config.faults.loss)
+        self._may_repeat = may_repeat(config)
         self._step_s = max(bodies.local_step_s) * config.algorithm.local_steps
         self._history = History(len(views))
         self._recent: dict[int, Compiled] = {}  # by the step of the plan
@@ -152,6 +158,10 @@ class StackedSwarm:
     def steps_done(self, peer: int) -> int:
         """How many steps a peer has done."""
         return self._total_steps if self.replayed else self._node(peer).algorithm.step
+
+    def algorithm(self, peer: int) -> Algorithm:
+        """Of a peer that has not finished."""
+        return self._node(peer).algorithm
 
     def counted(self, recorded: int, effects: Sequence[tuple[int, Averaged]]) -> Sequence[int]:
         """The models counted by those who averaged in the plan that was just carried out, for
@@ -214,7 +224,7 @@ class StackedSwarm:
 
     def _period(self) -> int | None:
         """What all algorithms promise, if they promise the same and nothing disturbs them."""
-        if self._is_disturbed:
+        if not self._may_repeat:
             return None
         periods = {node.algorithm.period() for node in self._world.nodes.values()}
         return periods.pop() if len(periods) == 1 else None

@@ -236,7 +236,8 @@ class Choice:
 def choose(
     config: RunConfig, sites: Sequence[Site], device: str, stacking: Stacking = "auto"
 ) -> Choice:
-    """Stacked training where it works and is faster (`on`: where it works), else one by one.
+    """Stacked training where it works and is faster (`on`: where it works; `off`: never), else one
+    by one.
 
     Both are tried on the first step, on models that are thrown away. With `deterministic = true` it
     is one by one, as that alone gives the bits that peers have by themselves. Raises ConfigError or
@@ -244,8 +245,8 @@ def choose(
     """
     trainer = Trainer(load_task(config.task), config, sites[0], device)
     start = trainer.flat.vector.clone()
-    stacked, reason = None, "deterministic = true"
-    if not config.deterministic:
+    stacked, reason = None, "deterministic = true" if config.deterministic else "not asked for"
+    if not config.deterministic and stacking != "off":
         stacked, reason = _try(trainer, sites, start)
     if stacked and stacking == "auto":
         ratio = _speed_up(trainer, stacked, len(sites), start)

@@ -69,7 +69,7 @@ Stacked: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="auto|on|off",
-        help="All peers' models in one tensor: faster, the same up to rounding; bit for bit "
+        help="All peers train in one call: faster, the same up to rounding; bit for bit "
         "where deterministic = true.",
         show_default="auto in a sweep, else off",
     ),

@@ -14,8 +14,8 @@ import torch
 
 from peer.outcome import RunOutcome
 from peer.simulator import learning
-from peer.simulator.learning import simulate
-from peer.simulator.stacked_run import StackedSimulation, is_wanted
+from peer.simulator.learning import Simulation, simulate
+from peer.simulator.stacked_run import StackedSimulation, is_better_recorded, is_wanted
 from relayswarm.config import RunConfig, parse
 from relayswarm.errors import ConfigError
 
@@ -34,9 +34,9 @@ PRODUCT = str(Path(learning.__file__).parents[1])
 
 
 def both(*overrides: str) -> tuple[RunOutcome, RunOutcome, StackedSimulation]:
-    """The run with one object per peer, and stacked."""
+    """The run with an object of every kind per peer, and stacked."""
     config = parse(TEXT, overrides)
-    alone = simulate(config, None, lambda _: None)
+    alone = Simulation(config, None, lambda _: None, 0).run()
     stacked = StackedSimulation(config, None, lambda _: None, stacking="on")
     return alone, stacked.run(), stacked
 
@@ -133,16 +133,34 @@ def test_digits_with_its_convolutions_and_an_adaptive_optimizer() -> None:
             assert float((b.model[name] - tensor).abs().mean()) < 1e-5
 
 
-def events_of(config: RunConfig, **options: Any) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = []
-    simulate(config, None, events.append, **options)
+Events = list[dict[str, Any]]
+
+
+def events_of(config: RunConfig, stacked: Any = "off", mean_every: int = 0) -> Events:
+    events: Events = []
+    simulate(config, None, events.append, mean_every=mean_every, stacked=stacked)
     return events
 
 
-def test_the_same_events_are_told_and_evaluations_are_equal() -> None:
+def events_of_objects(config: RunConfig, mean_every: int = 0) -> Events:
+    """Of a run with an object of every kind per peer."""
+    events: Events = []
+    Simulation(config, None, events.append, mean_every).run()
+    return events
+
+
+def test_those_that_stand_still_say_why() -> None:
+    config = parse(TEXT, ['algorithm.name="sgp"', "peers=3"])
+    for events in (events_of_objects(config), events_of(config), events_of(config, "on")):
+        words = [event["stderr"] for event in events if event["event"] == "peer_exited"]
+        assert words == [["stood still: the number of peers is not a power of two"]] * 3
+
+
+@pytest.mark.parametrize("stacked", ["on", "off"])
+def test_the_same_events_are_told_and_evaluations_are_equal(stacked: Any) -> None:
     config = parse(TEXT, ["evaluation.every=5"])
-    alone = events_of(config, mean_every=4)
-    together = events_of(config, mean_every=4, stacked="on")
+    alone = events_of_objects(config, 4)
+    together = events_of(config, stacked, 4)
 
     def place(event: dict[str, Any]) -> tuple[object, ...]:
         return tuple(str(event.get(key)) for key in ("event", "peer", "step", "models_counted"))
@@ -202,10 +220,10 @@ def test_plans_repeat_while_counts_still_grow(fallback: str, deterministic: str)
     counted: list[dict[Any, Any]] = [
         {
             (event["peer"], event["step"]): event["models_counted"]
-            for event in events_of(config, stacked=stacked)
+            for event in events
             if event["event"] == "step"
         }
-        for stacked in ("off", "on")
+        for events in (events_of_objects(config), events_of(config, "on"))
     ]
     assert counted[0] == counted[1]
     assert len(set(counted[0].values())) > 5
@@ -224,17 +242,28 @@ def test_what_cannot_be_stacked_keeps_one_object_per_peer() -> None:
         simulate(config, None, lambda _: None, stacked="on")
 
 
+def test_peers_that_train_one_by_one_are_recorded_where_steps_may_repeat() -> None:
+    """Of the same bits; the other runs keep an object of every kind per peer."""
+    config = parse(TEXT)
+    alone = Simulation(config, None, lambda _: None, 0).run()
+    assert_same(alone, simulate(config, None, lambda _: None), 0)
+    assert is_better_recorded(config)
+    crash = 'faults.crash=[{peer="peer-1", at_step=3}]'
+    for disturbed in (LOSSES, "faults.slow={peer-1=2.5}", 'algorithm.name="swarmsgd"', crash):
+        assert not is_better_recorded(parse(TEXT, [disturbed]))
+
+
 def test_auto_stacks_wherever_it_is_possible() -> None:
     config = parse(TEXT)
     assert [is_wanted(config, stacked) for stacked in ("auto", "on", "off")] == [True, True, False]
 
 
-@pytest.mark.parametrize("stacked", ["on", "off"])
+@pytest.mark.parametrize("events_of_run", [partial(events_of, stacked="on"), events_of_objects])
 def test_large_runs_tell_every_kth_step_and_the_last(
-    monkeypatch: pytest.MonkeyPatch, stacked: Any
+    monkeypatch: pytest.MonkeyPatch, events_of_run: Callable[[RunConfig], Events]
 ) -> None:
     monkeypatch.setattr(learning, "STEP_EVENTS", 6 * 24 // 5)
-    events = events_of(parse(TEXT), stacked=stacked)
+    events = events_of_run(parse(TEXT))
     told = [event["step"] for event in events if event["event"] == "step"]
     assert sorted(set(told)) == [0, 6, 12, 18, 23]
     assert len(told) == 6 * 5
@@ -256,25 +285,23 @@ def calls_of(run: Callable[[], object]) -> int:
     return count
 
 
-def calls_per_step(stacked: Any, peers: int, *overrides: str) -> float:
+def calls_per_step(run: Callable[[RunConfig], object], peers: int) -> float:
     """Beyond what a run takes whatever its length."""
     calls = []
     for steps in (20, 40):
-        text = (f"peers={peers}", f"steps={steps}", 'topology.graph="binary-tree"', *overrides)
-        config = parse(TEXT, text)
-        run = partial(simulate, config, None, lambda _: None, stacked=stacked)
-        calls.append(calls_of(run))
+        text = (f"peers={peers}", f"steps={steps}", 'topology.graph="binary-tree"')
+        calls.append(calls_of(partial(run, parse(TEXT, text))))
     return (calls[1] - calls[0]) / 20
 
 
 def test_a_replayed_step_takes_no_work_for_each_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "STEP_EVENTS", 1)  # no events but those of the ends
-    few, many = calls_per_step("on", 8), calls_per_step("on", 24)
+    few, many = (calls_per_step(partial(events_of, stacked="on"), peers) for peers in (8, 24))
     assert many == pytest.approx(few, abs=1)
     assert many < 50
 
 
 def test_a_step_of_a_peer_takes_little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "STEP_EVENTS", 1)
-    assert calls_per_step("on", 16, "deterministic=true") / 16 < 30
-    assert calls_per_step("off", 16) / 16 < 420
+    assert calls_per_step(events_of, 16) / 16 < 30
+    assert calls_per_step(events_of_objects, 16) / 16 < 420
