@@ -6,9 +6,9 @@ answered, as for a daemon, which encodes a message when its turn has come.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from peer.algorithms.core import Head, PeerId
 from peer.codec import Format, default_format
 from peer.codec.edges import Forecast, Key, Keys, Lattice, LatticeSetting, payload_bytes
 from peer.codec.lattice import BITS, FULL_PRECISION
+from peer.simulator.traffic import Sized
 
 Vectors = tuple[Tensor, ...]
 
@@ -77,11 +78,31 @@ class LatticeWire:
         self._wrote(head.sender, bits, sum(sizes))
 
 
-class PairWire:
-    """Copies that pairs exchange: what those that are rounded to the lattice take, others in `fmt`.
+class PlainWire:
+    """Copies that pairs exchange, in `fmt`.
 
-    `vectors(peer)` are a peer's registers, `shared(peer)` is its copy, the key to decode with. A
-    partner that is busy says so at the header, so nothing is counted then.
+    A partner that is busy says so at the header, so nothing is counted then.
+    """
+
+    def __init__(self, fmt: Format, wrote: Callable[[PeerId, int, int], None]) -> None:
+        self._format, self._wrote = fmt, wrote
+
+    def __call__(
+        self,
+        sender: PeerId,
+        to: PeerId,  # noqa: ARG002
+        head: Head,  # noqa: ARG002
+        payload: Sequence[Sized],
+    ) -> Any:
+        sizes = [payload_bytes(self._format, 1, vector.numel()) for vector in payload]
+        self._wrote(sender, FULL_PRECISION, sum(sizes))
+        return payload
+
+
+class PairWire:
+    """Copies that pairs exchange, rounded to the lattice; those that are not take the plain wire.
+
+    `vectors(peer)` are a peer's registers, `shared(peer)` is its copy, the key to decode with.
     """
 
     def __init__(
@@ -91,9 +112,10 @@ class PairWire:
         fmt: Format,
         wrote: Callable[[PeerId, int, int], None],
     ) -> None:
-        self._vectors, self._shared, self._format, self._wrote = vectors, shared, fmt, wrote
+        self._vectors, self._shared, self._wrote = vectors, shared, wrote
+        self._plain = PlainWire(fmt, wrote)
 
-    def __call__(self, sender: PeerId, to: PeerId, head: Head, payload: Vectors) -> Vectors:  # noqa: ARG002
+    def __call__(self, sender: PeerId, to: PeerId, head: Head, payload: Vectors) -> Vectors:
         """What the receiver gets: the payload, in the first try that it can decode."""
         lattice = self._vectors(sender).sent if payload else None
         while lattice is not None:
@@ -104,9 +126,8 @@ class PairWire:
             if vectors is not None:
                 return vectors
             lattice = replace(lattice, bits=wanted) if wanted in BITS else None
-        sizes = [payload_bytes(self._format, 1, vector.numel()) for vector in payload]
-        self._wrote(sender, FULL_PRECISION, sum(sizes))
-        return payload
+        whole: Vectors = self._plain(sender, to, head, payload)
+        return whole
 
 
 def _through(

@@ -41,7 +41,7 @@ from peer.outcome import RunOutcome
 from peer.progress import Progress
 from peer.registers import Registers, evaluate
 from peer.simulator.coordination import Coordination
-from peer.simulator.lattice_wire import LatticeWire, PairWire
+from peer.simulator.lattice_wire import LatticeWire, PairWire, PlainWire
 from peer.simulator.memory import memory_of_a_swarm
 from peer.simulator.metric_mail import MetricMail
 from peer.simulator.planned import Crashes, PlannedLink
@@ -197,9 +197,9 @@ class Simulation:
         setting = lattice_setting(self._config)
         if setting:
             return LatticeWire(setting, self._config.seed, self._wrote)
-        if issubclass(find_algorithm(self._config.algorithm.name)[0], Pairwise):
+        if quantizer(self._config):
             return PairWire(self._vectors, self._shared, fmt, self._wrote)
-        return None
+        return PlainWire(fmt, self._wrote) if in_pairs(self._config) else None
 
     def _wrote(self, sender: PeerId, bits: int, count: int) -> None:
         self._meter.wrote(sender, bits, count)
@@ -366,6 +366,11 @@ def step_event(
         "wait_s": effect.waited_s,
         "bytes_sent": bytes_sent,
     }
+
+
+def in_pairs(config: RunConfig) -> bool:
+    """Whether the run's method exchanges copies in pairs."""
+    return issubclass(find_algorithm(config.algorithm.name)[0], Pairwise)
 
 
 def stood_still(peer: PeerId, algorithm: Algorithm) -> dict[str, Any]:

@@ -22,11 +22,13 @@ from peer.config import build_algorithm
 from peer.faults import FaultPlan
 from peer.outcome import RunOutcome
 from peer.progress import Progress
+from peer.simulator.lattice_wire import PlainWire
 from peer.simulator.learning import (
     LOCAL_STEP_S,
     Listener,
     MeanModels,
     format_of,
+    in_pairs,
     is_told,
     step_event,
     stood_still,
@@ -124,12 +126,15 @@ class StackedSimulation:
         plan = FaultPlan(config.faults, config.seed)
         wire_format = format_of(first)
         elements = self.choice.start.numel()
-        self._meter = Meter(elements, wire_format, config.algorithm.local_steps)
+        pairs = in_pairs(config)
+        local_steps = config.algorithm.local_steps
+        self._meter = Meter(elements, None if pairs else wire_format, local_steps)
         world = World(
             PlannedLink(plan),
             ordered=not config.faults.reorder,
             reachable=lambda a, b: not plan.parted(world.now, a, b),
             traffic=self._meter,
+            wire=PlainWire(wire_format, self._meter.wrote) if pairs else None,
         )
         seconds = [LOCAL_STEP_S * plan.slow_down(peer) for peer in self._members]
         bodies = Bodies(lru_cache(maxsize=8)(first.lr), seconds)  # all ask for the same step
