@@ -14,6 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTO_VENV := .venv-proto
 RAY_VENV := .venv-ray
+FUZZ_VENV := .venv-fuzz
 PIP_FLAGS := --disable-pip-version-check --no-input
 
 # Shows of pip's many lines the large downloads and the two ends.
@@ -26,7 +27,7 @@ endef
 
 APT_INSTALL := apt-get update -qq && apt-get install -y -qq --no-install-recommends
 
-.PHONY: help demo test test-ray test-page test-monitoring test-compose kubectl check lint types imports docs figures proto proto-check proto-lint format clean
+.PHONY: help demo test test-ray fuzz test-page test-monitoring test-compose kubectl check lint types imports docs figures proto proto-check proto-lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +40,18 @@ test: $(VENV)/.dev kubectl ## Run the tests (ARGS='-k relay -x' goes to pytest)
 
 test-ray: $(RAY_VENV)/.ray ## Sweep on a local Ray, and compare the rows with those of processes
 	@$(RAY_VENV)/bin/python -m pytest -q -k 'ray or parquet' tests/peer/sweep/test_sweep.py $(ARGS)
+
+# Target and number of inputs, a million in all; what a target finds is left in .fuzz/.
+FUZZ := messages:300000 lattice:100000 config:200000 views:200000 downloads:150000 checkpoints:50000
+
+fuzz: $(FUZZ_VENV)/.atheris ## A million inputs, guided by coverage, to the readers of bytes from outside
+	@mkdir -p .fuzz
+	@printf '%s\n' $(FUZZ) | OMP_NUM_THREADS=1 xargs -P 2 -I {} bash -eu -o pipefail -c ' \
+		target=$$(cut -d: -f1 <<< {}); \
+		$(FUZZ_VENV)/bin/python tests/fuzz/atheris_driver.py $$target .fuzz/$$target -runs=$$(cut -d: -f2 <<< {}) \
+			-artifact_prefix=.fuzz/$$target- $(ARGS) > .fuzz/$$target.log 2>&1 \
+			|| { tail -n 40 .fuzz/$$target.log; echo "fuzz: $$target failed; see .fuzz/$$target.log"; exit 255; }; \
+		sed -n -e "s/^Done/$$target:/p" -e "s/^stat::peak_rss_mb: */$$target: peak MB /p" .fuzz/$$target.log'
 
 test-page: $(VENV)/.dev ## The coordinator's page in Chromium (installs it; needs apt and root)
 	@command -v chromium >/dev/null || { $(APT_INSTALL) chromium; }
@@ -89,7 +102,7 @@ kubectl: $(VENV)/.made ## Fetch kubectl into .venv if there is none, for the tes
 	@PATH="$$PATH:$(BIN)" command -v kubectl >/dev/null || $(BIN)/python tools/get_kubectl.py $(BIN)
 
 clean: ## Remove the environments, caches and reports
-	rm -rf $(VENV) $(PROTO_VENV) $(RAY_VENV) reports dist .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) $(PROTO_VENV) $(RAY_VENV) $(FUZZ_VENV) .fuzz reports dist .mypy_cache .ruff_cache .pytest_cache \
 		.hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -110,6 +123,9 @@ $(PROTO_VENV)/.made:
 	$(new_venv)
 
 $(RAY_VENV)/.made:
+	$(new_venv)
+
+$(FUZZ_VENV)/.made:
 	$(new_venv)
 
 $(VENV)/.runtime: $(VENV)/.made pyproject.toml constraints.txt
@@ -141,4 +157,15 @@ $(RAY_VENV)/.ray: $(RAY_VENV)/.made $(VENV)/.dev
 		$$($(RAY_VENV)/bin/python -c 'import tomllib; \
 		extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 		print(*extras["ray"], *extras["parquet"], sep="\n")')
+	@touch $@
+
+# The `fuzz` extra alone; all else is that of the development environment.
+$(FUZZ_VENV)/.atheris: $(FUZZ_VENV)/.made $(VENV)/.dev
+	@echo "Installing Atheris"
+	@$(FUZZ_VENV)/bin/python -c 'import pathlib, sysconfig; \
+		own, dev = pathlib.Path(sysconfig.get_path("purelib")), sysconfig.get_path("purelib", vars={"base": "$(CURDIR)/$(VENV)"}); \
+		(own / "dev.pth").write_text(f"import site; site.addsitedir({dev!r})\n")'
+	@$(FUZZ_VENV)/bin/python -m pip install $(PIP_FLAGS) -q -c constraints.txt \
+		$$($(FUZZ_VENV)/bin/python -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["fuzz"])')
 	@touch $@

@@ -120,6 +120,8 @@ class PeerService:
 
     def _take_payload(self, requests: Iterator[bytes], assembly: Assembly) -> Verdict:
         while isinstance(part := self._next(requests), Chunk):
+            if not part.data:  # or a stream of nothing could go on for ever
+                raise MalformedError("data: empty; leave out chunks of nothing")
             verdict = assembly.add(part.offset, part.data)
             if verdict is not Verdict.ACCEPTED:
                 return verdict

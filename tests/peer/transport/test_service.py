@@ -388,6 +388,7 @@ def test_malformed_input_is_an_invalid_argument(tools: Any, handler: Any) -> Non
         "no trailer": good[:-1],
         "header twice": [good[0], *good],
         "gap": [good[0], *good[2:]],
+        "nothing": [good[0], pb.RelayRequest(), *good[1:]],
         "out of order": [good[0], good[2], good[1], *good[3:]],
         "two things in one": [twice, *good[1:]],
         "no kind": [pb.RelayRequest(header=no_kind), *good[1:]],
