@@ -57,10 +57,18 @@ test-page: $(VENV)/.dev ## The coordinator's page in Chromium (installs it; need
 	@command -v chromium >/dev/null || { $(APT_INSTALL) chromium; }
 	@$(BIN)/python -m pytest -q systemtests/test_page.py
 
-test-monitoring: ## Prometheus config, rules and alerts (installs promtool; needs apt and root)
+test-monitoring: $(VENV)/.dev ## Rules, alerts and every panel's queries, on a real Prometheus (installs it; needs apt and root)
 	@command -v promtool >/dev/null || { $(APT_INSTALL) prometheus; }
 	@promtool check config deploy/prometheus/prometheus.yml
 	@promtool test rules deploy/prometheus/rules_test.yml
+	@$(BIN)/python -m pytest -q systemtests/test_monitoring.py
+
+COMPOSE_PACKAGES := docker.io docker-compose debootstrap iptables runc prometheus
+
+# On an engine that it starts itself, with base images made from Debian's packages: no registry.
+test-compose: $(VENV)/.dev ## docker-compose.yml on a real engine, about 15 minutes (installs it; needs apt and root)
+	@dpkg -s $(COMPOSE_PACKAGES) >/dev/null 2>&1 || { $(APT_INSTALL) $(COMPOSE_PACKAGES); }
+	@$(BIN)/python -m pytest -q -s systemtests/test_compose.py
 
 check: lint types imports proto-check proto-lint ## Everything that needs no run of the code
 	@echo "check: all passed"
@@ -77,9 +85,10 @@ types: $(VENV)/.dev ## mypy, strict
 imports: $(VENV)/.dev ## import-linter: who may import whom
 	@$(BIN)/lint-imports --no-logo --no-cache
 
-docs: $(VENV)/.dev ## Generate what of the documentation follows from the code
+docs: $(VENV)/.dev ## Generate what follows from the code: references, tables, the dashboard
 	@$(BIN)/python tools/generate_config_reference.py
 	@$(BIN)/python tools/generate_tables.py
+	@$(BIN)/python tools/generate_dashboards.py
 
 # In the order of their names; ARGS='figure-2 --tune' makes one of them and searches its rates.
 figures: $(VENV)/.dev ## Regenerate the figures of docs/figures.md

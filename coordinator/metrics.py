@@ -49,6 +49,8 @@ class Metrics:
 
     def _gauge(self) -> None:
         make = self._make_gauge
+        run_id = self._conductor.config.run_id
+        self._make_gauge("info", "1, of the run of this process.", "run").labels(run_id).set(1)
         self._term = make("epoch_term", "Term of the epoch published last.")
         self._number = make("epoch_number", "Number of the epoch published last.")
         self._step = make("epoch_effective_step", "Step from which the present epoch holds.")

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+import torch
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    start_http_server,
+)
 
-from peer.algorithms.core import Averaged, Drop, Verdict, View
+from peer.algorithms.core import Averaged, Drop, DropReason, PeerId, Verdict, View
 from peer.algorithms.metric_relay import SwarmMean
 from relayswarm.errors import ConfigError
 from relayswarm.net.gate import Denial
@@ -21,6 +30,8 @@ class PeerMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.info = self._gauge("info", "1, of the run and peer of this process.", ["run", "peer"])
         self.step = self._gauge("step", "The step being trained or averaged.")
         self.steps = self._counter("steps", "Steps finished.")
         self.step_seconds = Histogram(
@@ -69,10 +80,15 @@ class PeerMetrics:
         self.denied = self._counter(
             "calls_denied", "Calls turned away at the door, by reason.", ["reason"]
         )
+        for verdict in Verdict:
+            if verdict is not Verdict.ACCEPTED:
+                self._refused_as(verdict)
         for denial in Denial:
             self.denied.labels(denial.value)
         self.retried = self._counter("messages_retried", "Sent again, by reason.", ["reason"])
         self.dropped = self._counter("messages_dropped", "Messages left unused.", ["reason"])
+        for reason in DropReason:
+            self.dropped.labels(reason.value)
         self.exchanges = Counter(
             "relayswarm_exchanges",
             "Pairwise exchanges that ended, by who averaged as far as this peer knows.",
@@ -91,6 +107,9 @@ class PeerMetrics:
             registry=self.registry,
         )
         self.lease_expiries = self._counter("lease_expiries", "Times the swarm let us go.")
+        self.gpu_memory = self._gauge(
+            "gpu_memory_bytes", "Memory of this peer's GPU: by torch for it, and in all.", ["kind"]
+        )
         self.checkpoint_failures = self._counter("checkpoint_failures", "Checkpoints not written.")
 
     def serve(self, host: str, port: int) -> tuple[str, WSGIServer]:
@@ -106,6 +125,19 @@ class PeerMetrics:
                 "choose a free port, or 0 to have one chosen",
             ) from error
         return f"{host}:{server.server_port}", server
+
+    def belong(self, run_id: str, peer: PeerId, device: torch.device) -> None:
+        """Say whose these metrics are, and watch the memory of its GPU, if it has one."""
+        self.info.labels(run_id, peer).set(1)
+        if device.type != "cuda":
+            return
+        kinds: dict[str, Callable[[], float]] = {
+            "allocated": partial(torch.cuda.memory_allocated, device),
+            "reserved": partial(torch.cuda.memory_reserved, device),
+            "total": lambda: torch.cuda.mem_get_info(device)[1],
+        }
+        for kind, read in kinds.items():
+            self.gpu_memory.labels(kind).set_function(read)
 
     def averaged(self, effect: Averaged) -> None:
         self.steps.inc()
@@ -139,7 +171,10 @@ class PeerMetrics:
             self.swarm_metric_weight.labels(metric).set(float(one.weight))
 
     def refuse(self, verdict: Verdict) -> None:
-        self.refused.labels(verdict.value.replace(" ", "_")).inc()
+        self._refused_as(verdict).inc()
+
+    def _refused_as(self, verdict: Verdict) -> Counter:
+        return self.refused.labels(verdict.value.replace(" ", "_"))
 
     def exchanged(self, ended: Mapping[tuple[str, str], int]) -> None:
         for labels, count in ended.items():

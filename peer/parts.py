@@ -93,6 +93,7 @@ class Parts:
             metrics,
             announce,
         )
+        metrics.belong(config.run_id, candidate.peer_id, self.trainer.device)
         self._connect(config, metrics)
         announce(
             "peer_started",

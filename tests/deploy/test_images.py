@@ -6,6 +6,9 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from relayswarm import config
 
@@ -43,5 +46,30 @@ def test_version_label_is_the_projects() -> None:
     assert images == [PROJECT["version"]] * 2
 
 
-def test_the_run_of_compose_is_valid() -> None:
-    assert config.load(ROOT / "deploy/run.toml").peers == 4
+def compose(*overrides: str) -> list[dict[str, Any]]:
+    """The services of the compose file, and of override files."""
+    files = ("docker-compose.yml", *overrides)
+    return [yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))["services"] for name in files]
+
+
+def test_compose_starts_the_runs_peers() -> None:
+    run = config.load(ROOT / "deploy/run.toml")
+    (services,) = compose()
+    assert run.peers == services["peer"]["scale"] == 4
+    assert run.shards >= 8  # it may grow
+
+
+def test_compose_goes_without_tls_or_has_it_on_both_sides() -> None:
+    plain, mtls = compose("deploy/compose.mtls.yml")
+    for command in ("coordinator", "peer"):
+        variable = f"RELAYSWARM_{command.upper()}_INSECURE"
+        assert plain[command]["environment"][variable] == "true"
+        assert mtls[command]["environment"][variable] == "false"
+    assert set(mtls) == {"coordinator", "peer"}
+
+
+def test_gpu_overrides_what_there_is() -> None:
+    plain, gpu = compose("deploy/compose.gpu.yml")
+    assert gpu.keys() <= plain.keys()
+    assert gpu["peer"]["build"]["args"].keys() <= plain["peer"]["build"]["args"].keys()
+    assert gpu["peer"]["environment"] == {"RELAYSWARM_PEER_DEVICE": "cuda"}
