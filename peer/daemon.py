@@ -126,6 +126,7 @@ class Daemon:
         self._guard = threading.Lock()
         self._sparing = SparingLog(log)
         self.down: set[PeerId] = set()  # neighbours that the transport cannot reach
+        self.news = threading.Event()  # `down` has grown: the coordinator should know at once
         self._finished = False
         self._compute_s = 0.0
         self._models_counted = 0
@@ -406,6 +407,7 @@ class Daemon:
 
     def unreachable(self, peer: PeerId) -> None:
         self.down.add(peer)
+        self.news.set()
         self.metrics.unreachable.inc()
         text = f"{peer} cannot be reached"
         logs.event(log, logging.WARNING, "peer_unreachable", text, neighbour=peer)

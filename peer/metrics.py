@@ -68,6 +68,9 @@ class PeerMetrics:
         self.expected = self._counter("messages_expected", "Messages that steps counted on.")
         self.late = self._counter("messages_used_late", "Messages used after their step.")
         self.missed = self._counter("messages_missed", "Messages that a step went without.")
+        self.timed_out = self._counter(
+            "messages_timed_out", "Messages that were awaited until a deadline."
+        )
         self.metric_messages_sent = self._counter(
             "metric_messages_sent", "Messages with sums of metrics, sent and answered."
         )
@@ -147,6 +150,7 @@ class PeerMetrics:
         self.expected.inc(effect.expected)
         self.missed.inc(effect.missed)
         self.late.inc(effect.late)
+        self.timed_out.inc(effect.timed_out)
 
     def trained(self, loss: float, seconds: float) -> None:
         self.step_seconds.labels("compute").observe(seconds)
@@ -169,6 +173,13 @@ class PeerMetrics:
             self.swarm_metric.labels(metric).set(math.nan if one.mean is None else float(one.mean))
             self.swarm_metric_peers.labels(metric).set(one.peers)
             self.swarm_metric_weight.labels(metric).set(float(one.weight))
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that all steps together have waited for messages."""
+        samples = next(iter(self.step_seconds.collect())).samples
+        sums = {s.labels["phase"]: s.value for s in samples if s.name.endswith("_sum")}
+        return sums.get("wait", 0.0)
 
     def refuse(self, verdict: Verdict) -> None:
         self._refused_as(verdict).inc()

@@ -55,6 +55,8 @@ class PeerProgress:
             messages_sent=last.get("messages_sent", 0),
             messages_expected=last.get("messages_expected", 0),
             messages_missed=last.get("messages_missed", 0),
+            messages_timed_out=last.get("messages_timed_out", 0),
+            waited_s=last.get("waited_s", 0.0),
             bytes_sent=last.get("bytes_sent", self.bytes_sent),
             shard=last.get("shard"),
             shard_digest=last.get("shard_digest", ""),

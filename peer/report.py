@@ -104,6 +104,7 @@ def summarize(outcome: RunOutcome, comparison: Comparison) -> dict[str, Any]:
         "steps": outcome.config.steps,
         "wall_seconds": round(outcome.wall_seconds, 3),
         "topology_epochs": len(outcome.topologies),
+        "waited_seconds": round(sum(peer.waited_s for peer in peers), 3),
         **({} if outcome.simulation is None else {"simulation": dict(outcome.simulation)}),
         "peers": [_peer(peer) for peer in peers],
         "worst": {name: worst(name, values) for name, values in by_name.items()},
@@ -123,6 +124,8 @@ def _peer(peer: PeerOutcome) -> dict[str, Any]:
         "messages_sent": peer.messages_sent,
         "messages_expected": peer.messages_expected,
         "messages_missed": peer.messages_missed,
+        "messages_timed_out": peer.messages_timed_out,
+        "waited_seconds": round(peer.waited_s, 3),
         "bytes_sent": peer.bytes_sent,
         "swarm_metrics": peer.swarm_metrics,
     }

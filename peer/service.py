@@ -120,7 +120,12 @@ class Peer:
 
     def _renew(self, parts: Parts) -> None:
         """Keep the lease alive and say how it goes; join again if the swarm has let us go."""
-        while not self._ended.wait(min(1.0, self._lease_s / 3)):
+        news = parts.daemon.news  # a neighbour that died is reported without delay
+        while not self._ended.is_set():
+            news.wait(min(1.0, self._lease_s / 3))
+            news.clear()
+            if self._ended.is_set():
+                return
             lease_s = self.client.renew(self._renewal(parts))
             if lease_s is not None:
                 self._lease_s = lease_s
@@ -183,6 +188,8 @@ class Peer:
             messages_sent=value(self.metrics.sent),
             messages_expected=value(self.metrics.expected),
             messages_missed=value(self.metrics.missed),
+            messages_timed_out=value(self.metrics.timed_out),
+            waited_s=round(self.metrics.waited_s, 6),
             bytes_sent=value(self.metrics.bytes_sent),
             model=parts.export(),
             shard=trainer.site.shard,

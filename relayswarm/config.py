@@ -170,6 +170,17 @@ class TransportConfig(_Section):
         description="Patience with the messages of one step, seconds. Raised: slow peers are "
         "missed less often; lowered: a dead one holds up its neighbours for less.",
     )
+    adapt_deadline: bool = Field(
+        False,
+        description="Let the patience follow how long steps take, up to deadline_s: shorter waits "
+        "for peers that hang and messages that are lost (see docs/reliability.md).",
+    )
+    least_deadline_s: float = Field(
+        1.0,
+        gt=0,
+        description="With adapt_deadline: no less patience than this, seconds. Raised: pauses "
+        "such as a checkpoint's are never taken for a loss.",
+    )
     linger_s: float = Field(
         30.0, ge=0, description="A finished peer serves its neighbours so many seconds more."
     )

@@ -89,7 +89,7 @@ class AllReduce(Synchronous):
         tree, j = edge
         levels, behind = self._view.diameter, self._view.trees[tree][j]
         is_parent = j == _parent(self._view, tree)
-        return self.run.deadline_s * (levels + 1 if is_parent else max(min(behind, levels), 1))
+        return super().patience_s(edge) * (levels + 1 if is_parent else max(min(behind, levels), 1))
 
     def _jump_ahead(self) -> None:
         """R4, also by announcements. A parent closes the round of its result; a child that is ahead
@@ -107,7 +107,7 @@ class AllReduce(Synchronous):
         return super()._gone(peer, head)
 
     def least_patience_s(self) -> float:
-        return min(map(self.patience_s, self._awaited()), default=self.run.deadline_s)
+        return min(map(self.patience_s, self._awaited()), default=self.patience.deadline_s)
 
     def _awaited(self) -> list[Edge]:
         return [] if self._rejoins else super()._awaited()

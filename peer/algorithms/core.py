@@ -321,7 +321,8 @@ class Averaged:
     """An exchange of `step` is complete; what the metrics and the live table show.
 
     `counted` of `swarm_size` models are in the average; of `expected` messages, `missed` were
-    not used and `late` were used after their step; `waited_s` passed after the local steps.
+    not used and `late` were used after their step; `waited_s` passed after the local steps, and
+    `timed_out` messages were awaited until a deadline.
     """
 
     step: int
@@ -331,6 +332,7 @@ class Averaged:
     missed: int
     late: int
     waited_s: float
+    timed_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +353,8 @@ class Run:
 
     total_steps: int
     deadline_s: float = 30.0
+    adapt_deadline: bool = False  # to how long steps take: see `patience`
+    least_deadline_s: float = 1.0
     seed: int = 0
     start_step: int = 0  # above 0 after a resume
     local_steps: int = 1  # optimizer steps in a step, for methods that vary them

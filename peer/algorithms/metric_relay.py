@@ -145,8 +145,10 @@ class MetricRelay:
         """A new epoch: begin anew on its tree, with what this peer measured last."""
         if self._view and view.epoch.age <= self._view.epoch.age:
             return []
+        lives = self._view.members if self._view else {}
+        self._gone = {k for k in self._gone if view.members.get(k) == lives.get(k)}
         self._view = view
-        self._open, self._forgotten, self._gone = {}, -1, set()
+        self._open, self._forgotten = {}, -1
         if not self._measured:
             return []
         step = max(self._measured)

@@ -47,6 +47,7 @@ from peer.algorithms.core import (
     Verdict,
     View,
 )
+from peer.algorithms.patience import Patience
 from peer.algorithms.sending import UnderWay
 from peer.algorithms.slots import DROP_REASONS, Edge, Inbox, Label, Slot, label_of
 
@@ -83,6 +84,8 @@ class Synchronous(Algorithm):
         self._step = run.start_step
         self._epoch_start = run.start_step
         self._round = 0
+        self.patience = Patience(run.deadline_s, run.least_deadline_s, adapts=run.adapt_deadline)
+        self._timed_out = 0  # messages of this step
         self._trained_at = 0.0
         self._waiting_since = 0.0
         self._taken: list[tuple[Label, Label | None]] = []  # in this step: label due, label used
@@ -133,11 +136,11 @@ class Synchronous(Algorithm):
 
     def patience_s(self, edge: Edge) -> float:  # noqa: ARG002
         """How long to wait for the message of an edge."""
-        return self.run.deadline_s
+        return self.patience.deadline_s
 
     def least_patience_s(self) -> float:
         """Of all edges that are waited for: asked at every event."""
-        return self.run.deadline_s
+        return self.patience.deadline_s
 
     def momentum(self) -> Reg | None:
         """A register that takes the place of the optimizer's momentum, if any."""
@@ -254,6 +257,7 @@ class Synchronous(Algorithm):
         self._gone_on = set()
         self.view = view
         self._epoch_start = self._step
+        self.patience.restart()
         held = [held.head for slot in self._slots.values() for held in slot.held.values()]
         self._slots, self._due_slots = {}, None
         dropped = [Drop(head, DropReason.EPOCH) for head in held]
@@ -268,6 +272,7 @@ class Synchronous(Algorithm):
             return [*effects, Finished(self._step)]
         if self.unfit(self._view):
             self.phase = Phase.IDLE
+            self.patience.restart()
             return effects
         self.phase = Phase.TRAINING
         self._round = 0
@@ -294,6 +299,7 @@ class Synchronous(Algorithm):
         """Begin the messages of a step. With overlap they go out once the last ones are in."""
         self._round = 0
         self._taken = []
+        self._timed_out = 0
         self._waiting_since = now
         return [] if self.lag else self._send()
 
@@ -343,6 +349,7 @@ class Synchronous(Algorithm):
             self._waiting_since = now
             return effects + self._send()
         effects.append(self._averaged(now))
+        self.patience.step_ended(now, timed_out=self._timed_out > 0)
         self._step += 1
         return effects + self._begin_step(now)
 
@@ -380,6 +387,7 @@ class Synchronous(Algorithm):
             missed=len(self._taken) - len(used),
             late=sum(label < due for due, label in used),
             waited_s=now - self._trained_at,
+            timed_out=self._timed_out,
         )
 
     # --- what comes in -----------------------------------------------------------------------
@@ -406,6 +414,7 @@ class Synchronous(Algorithm):
         if self.phase is Phase.WAITING:
             for edge in self._awaited():
                 if now >= self._waiting_since + self.patience_s(edge):
+                    self._timed_out += 1
                     self._slot(edge).time_out()
                     self._slot(edge).lost(self._due)
 

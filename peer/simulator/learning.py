@@ -342,6 +342,8 @@ class Simulation:
             "messages_sent": self._meter.messages_sent[peer],
             "messages_expected": sum(effect.expected for effect in node.history),
             "messages_missed": sum(effect.missed for effect in node.history),
+            "messages_timed_out": sum(effect.timed_out for effect in node.history),
+            "waited_s": sum(effect.waited_s for effect in node.history),
             "bytes_sent": self._meter.bytes_sent(peer),
             "shard": trainer.site.shard,
             "shard_digest": trainer.data.digest(),

@@ -14,7 +14,7 @@ its own, and sums are formed as written. Where peers crash, there is no table.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -128,6 +128,8 @@ class StackedSwarm:
         self.losses: dict[int, float] = {}
         self.expected: Counter[int] = Counter()
         self.missed: Counter[int] = Counter()
+        self.timed_out: Counter[int] = Counter()
+        self.waited_s: defaultdict[int, float] = defaultdict(float)
         self.before_training: Callable[[Sequence[int], int], None] = _nothing
         self.after_plan: Callable[[ByStep, int], None] = _nothing
         self._add_peers(config, bodies)
@@ -289,6 +291,8 @@ class StackedSwarm:
         for peer, effect in plan.averaged:
             self.expected[peer] += times * effect.expected
             self.missed[peer] += times * effect.missed
+            self.timed_out[peer] += times * effect.timed_out
+            self.waited_s[peer] += times * effect.waited_s
 
     def _replay(self) -> None:
         """The remaining steps, by the plans of the last cycle over and over."""

@@ -209,6 +209,8 @@ class StackedSimulation:
             "messages_sent": self._meter.messages_sent[peer],
             "messages_expected": self.swarm.expected[k],
             "messages_missed": self.swarm.missed[k],
+            "messages_timed_out": self.swarm.timed_out[k],
+            "waited_s": self.swarm.waited_s[k],
             "bytes_sent": self._meter.bytes_sent(peer),
             "shard": self._sites[k].shard,
             "shard_digest": data.digest(),

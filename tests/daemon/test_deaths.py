@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 CHAIN = (
     "task.name=quadratics",
@@ -23,10 +26,12 @@ def test_neighbours_notice_a_death_at_once_and_go_on_in_a_new_tree(
     swarm = daemons(*CHAIN, "steps=200")
     swarm.until_step(30)
     swarm.peers["peer-1"].send(signal.SIGKILL)
+    died = time.monotonic()
     lost = swarm.coordinator.until("member_lost")
     assert (lost["peer"], lost["reason"]) == ("peer-1", "unreachable")
     new = swarm.coordinator.until("topology", lambda event: event["reason"] == "unreachable")
     assert new["members"] == ["peer-0", "peer-2", "peer-3"]
+    assert time.monotonic() - died < 15  # 3 s on a quiet machine; the lease is 60 s
     dead = swarm.peers.pop("peer-1")
     assert dead.exit_code() == -signal.SIGKILL
     finished = swarm.finish()
@@ -34,9 +39,11 @@ def test_neighbours_notice_a_death_at_once_and_go_on_in_a_new_tree(
         assert finished[peer]["shard"] == int(peer[-1])  # the dead peer's data is nobody's
         steps = swarm.steps(peer)
         assert steps[199]["swarm_size"] == steps[199]["models_counted"] == 3
-        assert max(event["wait_s"] for event in steps.values()) < 40
         known = swarm.swarm_metrics(peer)
         assert {step: known[step]["peers"] for step in (10, 20, 200)} == {10: 4, 20: 4, 200: 3}
+        waited_s = sum(event["wait_s"] for event in steps.values())
+        assert finished[peer]["waited_s"] == pytest.approx(waited_s, abs=1e-3)
+        assert finished[peer]["messages_timed_out"] == 0  # nobody waits for who is known to be dead
     for neighbour in ("peer-0", "peer-2"):
         assert "peer-1 cannot be reached" in swarm.peers[neighbour].log
     swarm.coordinator.until("finished")

@@ -47,6 +47,29 @@ def test_a_pause_costs_three_deadlines_and_the_peer_jumps_ahead(
     assert all(swarm.steps(peer)[299]["models_counted"] == 4 for peer in swarm.peers)
 
 
+def test_an_adapted_deadline_does_not_wait_long_for_who_hangs(
+    daemons: Callable[..., Any],
+) -> None:
+    """Steps take hundredths of a second, and the patience that is allowed is a minute."""
+    swarm = daemons(
+        *CHAIN,
+        *("steps=150", "coordinator.lease_s=60"),
+        *("transport.deadline_s=60", "transport.adapt_deadline=true"),
+    )
+    swarm.until_step(30)
+    sleeper = swarm.peers["peer-3"]
+    sleeper.send(signal.SIGSTOP)
+    swarm.until_step(140, "peer-3")
+    sleeper.send(signal.SIGCONT)
+    finished = swarm.finish()
+    timed_out = [event["messages_timed_out"] for event in finished.values()]
+    assert max(timed_out) >= 3  # the neighbour's
+    waits = [
+        e["wait_s"] for peer in ("peer-0", "peer-1", "peer-2") for e in swarm.steps(peer).values()
+    ]
+    assert 1.0 <= max(waits) < 30
+
+
 def test_a_long_pause_ends_membership_and_the_peer_starts_over(
     daemons: Callable[..., Any],
 ) -> None:

@@ -111,7 +111,9 @@ def test_r2_waiting_ends_at_the_deadline_and_not_before() -> None:
     assert peer.next_deadline() == 100.0 + DEADLINE_S
     assert peer.handle(Tick(), 100.0 + DEADLINE_S - 0.1) == []
     effects = peer.handle(Tick(), 100.0 + DEADLINE_S)
-    assert averaged(effects) == Averaged(0, 1, 3, expected=1, missed=1, late=0, waited_s=DEADLINE_S)
+    assert averaged(effects) == Averaged(
+        0, 1, 3, expected=1, missed=1, late=0, waited_s=DEADLINE_S, timed_out=1
+    )
     assert peer.next_deadline() is None
 
 
@@ -480,3 +482,18 @@ def test_what_a_jump_leaves_behind_is_counted() -> None:
     effects = peer.handle(Tick(), 1.0 + DEADLINE_S)
     assert Drop(early.head, DropReason.STALE) in effects
     assert (averaged(effects).step, averaged(effects).missed) == (3, 1)
+
+
+# --- adapted deadlines ----------------------------------------------------------------------------
+
+
+def test_the_deadline_follows_the_steps_where_it_may() -> None:
+    peer = training(8, run=replace(RUN, total_steps=20, adapt_deadline=True))
+    assert peer.patience.deadline_s == DEADLINE_S  # seven steps are measured: of 1 s each
+    peer.handle(from_b(8), 8.9)
+    peer.handle(Trained(8, 1), 9.0)
+    peer.handle(Trained(9, 1), 10.0)
+    assert peer.next_deadline() == 16.0
+    assert averaged(peer.handle(Tick(), 16.0)).timed_out == 1
+    peer.handle(Trained(10, 1), 17.0)
+    assert peer.next_deadline() == 17.0 + DEADLINE_S  # doubled, and no longer than that
