@@ -186,7 +186,8 @@ class Swarm:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "run.toml"
         path.write_text(config.to_toml(), encoding="utf-8")
-        self.coordinator = self._start("coordinator", ["--config", str(path), *LISTEN, *flags])
+        self._command = ["--config", str(path), *LISTEN, *flags]
+        self.coordinator = self._start("coordinator", self._command)
         self.address: str = self.coordinator.until("coordinator_started")["address"]
 
     def add(
@@ -208,6 +209,13 @@ class Swarm:
         )
         self.peers[peer_id] = process
         return process
+
+    def restart_coordinator(self) -> Process:
+        """Start the coordinator again where it was; the earlier process has ended."""
+        assert self.coordinator.has_ended
+        self.coordinator = self._start("coordinator", [*self._command, "--listen", self.address])
+        self.coordinator.until("coordinator_started")
+        return self.coordinator
 
     def add_all(self, *flags: str, path: Sequence[Path] = ()) -> None:
         for k in range(self.config.peers):
