@@ -53,6 +53,7 @@ from peer.manifest import hardware, versions
 from peer.registers import Registers
 from peer.transport.client import Outbox
 from peer.transport.contract import Contract, PeerState, Snapshot
+from peer.transport.process import keep_freed_memory
 from peer.transport.server import PeerServer
 from relayswarm.net.gate import Denial
 
@@ -291,7 +292,7 @@ def work(
     store: str,
 ) -> None:
     """One end: does what it is ordered, until the line is closed."""
-    torch.set_num_threads(1)
+    keep_freed_memory()
     site = Site(rank, other.send, other.recv, sockets, store)
     ends: dict[tuple[str, int], Method] = {}
     while (case := orders.recv()) is not None:

@@ -139,6 +139,7 @@ class Outgoing:
     ) -> None:
         self._lins = lins
         self.tensors = tensors
+        self._device = tensors[LIVE].device
         self._start = start
         self._guard = guard
         self.sections = len(lins)
@@ -151,11 +152,13 @@ class Outgoing:
         reader has been given its own copy of an earlier value."""
         return name in self._names and self.tensors.get(name) is live
 
-    def read(self, section: int, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of a section, as a new tensor."""
+    def read(self, section: int, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Elements [start, stop) of a section, as a new tensor or in `out`."""
         a, b = self._start + start, self._start + stop
+        there = out if out is not None and out.device == self._device else None
         with self._guard:
-            return evaluate(self._lins[section], self.tensors, a, b, self._start)
+            read = evaluate(self._lins[section], self.tensors, a, b, self._start, there)
+        return read if out is None or there is out else out.copy_(read)
 
     def close(self) -> None:
         """It has been read; its registers and messages are let go."""
@@ -171,24 +174,33 @@ def span(elements: int, tree: int, trees: int) -> tuple[int, int]:
     return (0, half) if tree == 0 else (half, elements)
 
 
-def evaluate(lin: Lin, tensors: Mapping[str, Tensor], a: int, b: int, origin: int) -> Tensor:
-    """Elements [a, b) of `lin` as a new tensor; messages hold elements from `origin` on."""
+def evaluate(
+    lin: Lin,
+    tensors: Mapping[str, Tensor],
+    a: int,
+    b: int,
+    origin: int,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Elements [a, b) of `lin`, as a new tensor or in `out`; messages hold elements from `origin`
+    on. `out`, shape (b - a,), has the vectors' dtype and device, and no memory of theirs."""
     total: Tensor | None = None
     is_own = False  # not a vector of somebody else's
     for coef, ref in lin.terms:
         part = _part(ref, tensors, a, b, origin)
-        scaled = part if coef == 1 else part * scalar(coef)
         if total is None:
-            total, is_own = scaled, scaled is not part
-        elif is_own:
-            total += scaled
-        else:
-            total, is_own = total + scaled, True
+            is_own = coef != 1
+            total = torch.mul(part, scalar(coef), out=out) if is_own else part
+            continue
+        scaled = part if coef == 1 else part * scalar(coef)
+        total, is_own = torch.add(total, scaled, out=total if is_own else out), True
     if total is None:
-        return torch.zeros_like(tensors[LIVE][a:b])
-    if lin.divisor != 1:
-        return total.div_(scalar(lin.divisor)) if is_own else total / scalar(lin.divisor)
-    return total if is_own else total.clone()
+        total = torch.zeros_like(tensors[LIVE][a:b])
+    elif lin.divisor != 1:
+        total = torch.div(total, scalar(lin.divisor), out=total if is_own else out)
+    elif not is_own and out is None:
+        return total.clone()
+    return total if out is None or total is out else out.copy_(total)
 
 
 def _part(ref: Reg | Message, tensors: Mapping[str, Tensor], a: int, b: int, origin: int) -> Tensor:

@@ -21,6 +21,7 @@ from peer.metrics import PeerMetrics, value
 from peer.parts import Parts, PeerOptions
 from peer.training.files import require_writable
 from peer.transport.coordinator_client import CoordinatorClient, Joined, JoinInfo, Renewal
+from peer.transport.process import keep_freed_memory
 from relayswarm import logs
 from relayswarm.errors import ExitCode, JoinError
 
@@ -35,6 +36,7 @@ def run(options: PeerOptions) -> int:
     Raises RelayswarmError for what the user can mend. SIGTERM and SIGINT end it gracefully: the
     local step under way comes to its end, a checkpoint is written, the swarm is told.
     """
+    keep_freed_memory()
     return Peer(options).live()
 
 

@@ -9,6 +9,7 @@ from peer.codec.formats import (
     encode,
     is_finite,
     roundtrip,
+    tensor_of,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "encode",
     "is_finite",
     "roundtrip",
+    "tensor_of",
 ]

@@ -9,6 +9,7 @@ answers NOT_FINITE, so an overflow is an error that is seen and never a silently
 from __future__ import annotations
 
 import sys
+import warnings
 from enum import Enum
 from typing import Any, TypeAlias
 
@@ -54,6 +55,11 @@ def default_format(dtype: torch.dtype) -> Format:
     return Format.FLOAT64 if dtype == torch.float64 else Format.FLOAT32
 
 
+def tensor_of(memory: memoryview, fmt: Format) -> Tensor:
+    """Writable, aligned memory as elements in a format, shape (its bytes / itemsize,)."""
+    return torch.frombuffer(memory, dtype=fmt.dtype)
+
+
 def encode(chunk: Tensor, fmt: Format) -> memoryview:
     """Bytes of a chunk, shape (k,) on any device: a view of k * itemsize bytes.
 
@@ -71,13 +77,8 @@ def decode(data: Bytes, fmt: Format, out: Tensor) -> None:
     source = memoryview(data).cast("B")
     if source.nbytes != out.numel() * fmt.itemsize:
         raise ValueError(f"{source.nbytes} bytes are not {out.numel()} elements of {fmt.value}")
-    if out.dtype == fmt.dtype:
-        bytes_of(out)[:] = source
-        return
-    # torch reads only from memory it may write to, hence the detour
-    wire = torch.empty(out.numel(), dtype=fmt.dtype)
-    bytes_of(wire)[:] = source
-    out.copy_(wire)
+    if source.nbytes:
+        out.copy_(_read_in_place(source, fmt.dtype))
 
 
 def roundtrip(vector: Tensor, fmt: Format) -> Tensor:
@@ -97,6 +98,18 @@ def is_finite(vector: Tensor) -> bool:
     if bool(torch.isfinite(vector.sum())):
         return True
     return bool(torch.isfinite(vector).all())
+
+
+def _read_in_place(source: memoryview, dtype: torch.dtype) -> Tensor:
+    """Bytes as a vector of that dtype, in the same memory if it is aligned. Not to be written to:
+    torch cannot tell."""
+    raw = torch.frombuffer(source, dtype=torch.uint8)
+    aligned = raw if raw.data_ptr() % dtype.itemsize == 0 else raw.clone()
+    return aligned.view(dtype)
+
+
+with warnings.catch_warnings(action="ignore"):  # torch says once that it could write to bytes
+    torch.frombuffer(b"relayswarm", dtype=torch.uint8)
 
 
 def bytes_of(vector: Tensor) -> memoryview:

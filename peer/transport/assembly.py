@@ -11,6 +11,7 @@ from peer.algorithms.core import Verdict
 from peer.codec import Bytes, Format, decode, is_finite
 from peer.codec.edges import Coding, Key, Lattice, payload_bytes
 from peer.codec.lattice import BLOCK, FULL_PRECISION, Decoder, encoded_bytes
+from peer.transport.process import compute_alone
 from peer.transport.wire import MalformedError
 
 
@@ -21,6 +22,7 @@ class Assembly(ABC):
     """
 
     def __init__(self, buffer: Tensor, sections: int, coding: Coding) -> None:
+        compute_alone()
         self._buffer = buffer
         self._sections = sections
         self._payload_bytes = payload_bytes(coding, sections, buffer.numel() // sections)

@@ -146,9 +146,9 @@ class SharedOutgoing:
         self._readers = readers
         self._guard = threading.Lock()
 
-    def read(self, section: int, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of a section."""
-        return self._outgoing.read(section, start, stop)
+    def read(self, section: int, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Elements [start, stop) of a section, as a new tensor or in `out`."""
+        return self._outgoing.read(section, start, stop, out)
 
     def close(self) -> None:
         """One of the letters reads no more."""

@@ -163,8 +163,9 @@ class Outgoing(Protocol):
     sections: int
     elements: int
 
-    def read(self, section: int, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of a section. May be called later, from another thread."""
+    def read(self, section: int, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Elements [start, stop) of a section, as a new tensor or in `out`, which is of the same
+        dtype. May be called later, from another thread."""
 
     def close(self) -> None:
         """Nothing will be read any more."""

@@ -14,14 +14,23 @@ from torch import Tensor
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from peer.algorithms.core import Head, Kind
-from peer.codec import Bytes, encode
+from peer.codec import Bytes, encode, tensor_of
 from peer.codec.edges import Forecast, Lattice, payload_bytes
-from peer.codec.lattice import BLOCK, FULL_PRECISION
+from peer.codec.lattice import BLOCK, FULL_PRECISION, Encoder
 from peer.transport.contract import Contract, Outgoing, Span
-from peer.transport.wire import CHUNK_BYTES, chunk_bytes, header, unary_bytes
+from peer.transport.process import compute_alone
+from peer.transport.wire import (
+    CHUNK_BYTES,
+    PREFIX_BYTES,
+    OpenChunk,
+    chunk_bytes,
+    header,
+    unary_bytes,
+)
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 Slot: TypeAlias = tuple[Kind, int]
+_Write: TypeAlias = Callable[[int, int, int], bytes | None]  # of offset, start and stop
 
 
 class Letter:
@@ -49,6 +58,7 @@ class Letter:
         self.call: grpc.Future[pb.RelayResponse] | None = None
         self._contract = contract
         self._format = contract.format_of(head.kind)
+        self._dtype = contract.dtype_of(head.kind)
         self._outgoing = outgoing
         self._guard = threading.Lock()  # a stream that was cancelled may be reading still
         self._sent_head = head if outgoing is not None else dataclasses.replace(head, lost=True)
@@ -106,17 +116,19 @@ class Letter:
 
     def whole(self) -> bytes:
         """A small message as one serialized RelayUnaryRequest."""
-        payload = b"".join(self._chunks())
+        payload = b"".join(self._encoded())
         return unary_bytes(self._header(), xxh3_64_intdigest(payload), payload)
 
     def requests(self) -> Iterator[bytes]:
         """A large message as serialized RelayRequests. Ends early once closed."""
         yield pb.RelayRequest(header=self._header()).SerializeToString()
+        compute_alone()
         offset, checksum = 0, xxh3_64()
-        for chunk in self._chunks():
-            yield chunk_bytes(offset, chunk)
-            checksum.update(chunk)
-            offset += len(chunk)
+        for request in self._chunks():
+            data = memoryview(request)[PREFIX_BYTES:]
+            checksum.update(data)
+            offset += len(data)
+            yield request
         if offset == self._bytes:
             trailer = pb.Trailer(xxh3=checksum.intdigest())
             yield pb.RelayRequest(trailer=trailer).SerializeToString()
@@ -129,27 +141,58 @@ class Letter:
     def _header(self) -> pb.MessageHeader:
         return header(self._sent_head, self._contract, self._spans, self.attempt, self._lattice)
 
-    def _chunks(self) -> Iterator[Bytes]:
+    def _encoded(self) -> Iterator[Bytes]:
+        """A small message's sections."""
+        assert self._values is not None
+        for section, vector in enumerate(self._values):
+            if self._lattice is None:
+                yield encode(vector, self._format)
+            else:
+                yield self._lattice.encoder(section).encode(vector)
+
+    def _chunks(self) -> Iterator[bytes]:
+        """A large message's chunks, as requests. Ends early once closed."""
+        offset = 0
         for section, span in enumerate(self._spans):
             write, step = self._writer(section)
             for start in range(0, span.elements, step):
-                chunk = self._read(section, start, min(start + step, span.elements))
-                if chunk is None:
+                request = write(offset, start, min(start + step, span.elements))
+                if request is None:
                     return
-                yield write(chunk)
+                yield request
+                offset += len(request) - PREFIX_BYTES
 
-    def _writer(self, section: int) -> tuple[Callable[[Tensor], Bytes], int]:
-        """What encodes a section, and how many elements it shall be given at a time."""
+    def _writer(self, section: int) -> tuple[_Write, int]:
+        """What writes elements of a section, and how many at a time."""
         if self._lattice is None:
-            return partial(encode, fmt=self._format), CHUNK_BYTES // self._format.itemsize
+            return partial(self._write, section), CHUNK_BYTES // self._format.itemsize
+        encoder = self._lattice.encoder(section)
         blocks = CHUNK_BYTES // (BLOCK * self._lattice.bits // 8)
-        return self._lattice.encoder(section).encode, blocks * BLOCK
+        return partial(self._write_lattice, section, encoder), blocks * BLOCK
 
-    def _read(self, section: int, start: int, stop: int) -> Tensor | None:
-        if self._values is not None:
-            return self._values[section][start:stop]
+    def _write(self, section: int, offset: int, start: int, stop: int) -> bytes | None:
+        chunk = OpenChunk(offset, (stop - start) * self._format.itemsize)
+        out = tensor_of(chunk.data, self._format)
+        in_place = out if out.dtype == self._dtype else None  # else converted on its way there
+        values = self._read(section, start, stop, in_place)
+        if values is None:
+            return None
+        if values is not out:
+            out.copy_(values)
+        return chunk.close()
+
+    def _write_lattice(
+        self, section: int, encoder: Encoder, offset: int, start: int, stop: int
+    ) -> bytes | None:
+        values = self._read(section, start, stop)
+        return None if values is None else chunk_bytes(offset, encoder.encode(values))
+
+    def _read(
+        self, section: int, start: int, stop: int, out: Tensor | None = None
+    ) -> Tensor | None:
         with self._guard:
-            return None if self._outgoing is None else self._outgoing.read(section, start, stop)
+            outgoing = self._outgoing
+            return None if outgoing is None else outgoing.read(section, start, stop, out)
 
     def _read_all(self) -> list[Tensor]:
         outgoing = self._outgoing

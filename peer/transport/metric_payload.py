@@ -20,9 +20,10 @@ class MetricPayload:
         self.sections = len(rows)
         self._rows = torch.tensor(rows, dtype=torch.float64)
 
-    def read(self, section: int, start: int, stop: int) -> Tensor:
+    def read(self, section: int, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Elements [start, stop) of a metric's three."""
-        return self._rows[section, start:stop]
+        part = self._rows[section, start:stop]
+        return part if out is None else out.copy_(part)
 
     def close(self) -> None:
         """Nothing is held."""

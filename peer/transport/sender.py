@@ -20,6 +20,7 @@ from peer.codec.edges import Forecast
 from peer.transport.contract import Reports
 from peer.transport.letter import Letter, Slot
 from peer.transport.link import Link, NoLinkError, call_on
+from peer.transport.process import compute_alone
 from peer.transport.wire import verdict_of
 from relayswarm.net.security import Security
 from relayswarm.peer.v1 import peer_pb2 as pb
@@ -160,6 +161,7 @@ class Sender:
     # --- the thread ---------------------------------------------------------------------------
 
     def _run(self) -> None:
+        compute_alone()
         while (turn := self._next()) is not None:
             letter, link = turn
             if letter is None:

@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError, Message
@@ -55,7 +56,8 @@ _DATA_TAG = b"\x82\x01"  # field 16, length-delimited
 _DATA_FIELD, _LENGTH_DELIMITED = 16, 2
 _WIDTHS = {1: 8, 5: 4}  # bytes of fixed64 and fixed32
 _LENGTH_BYTES = 5  # a varint padded to this; holds lengths below 2^35
-_CHUNK_PREFIX = struct.Struct(f"<cQ2s{_LENGTH_BYTES}s")  # 16 bytes
+_CHUNK_PREFIX = struct.Struct(f"<cQ2s{_LENGTH_BYTES}s")
+PREFIX_BYTES = _CHUNK_PREFIX.size  # 16: elements behind it stay aligned
 _UNARY_PREFIX = struct.Struct(f"<2s{_LENGTH_BYTES}s")
 
 
@@ -265,8 +267,30 @@ def verdict_of(response: pb.RelayResponse) -> Verdict | None:
 
 def chunk_bytes(offset: int, data: Bytes) -> bytes:
     """A `RelayRequest` or `ReadModelResponse` {offset, data}: a 16-byte prefix, then the data."""
-    prefix = _CHUNK_PREFIX.pack(_OFFSET_TAG, offset, _DATA_TAG, _padded_varint(len(data)))
-    return b"".join((prefix, data))
+    return b"".join((_chunk_prefix(offset, len(data)), data))
+
+
+def _chunk_prefix(offset: int, size: int) -> bytes:
+    return _CHUNK_PREFIX.pack(_OFFSET_TAG, offset, _DATA_TAG, _padded_varint(size))
+
+
+class OpenChunk:
+    """What `chunk_bytes` returns, while its data is still to be written: into `data`, aligned
+    memory of `size` > 0 bytes. No byte is copied."""
+
+    def __init__(self, offset: int, size: int) -> None:
+        self._stream = BytesIO()
+        self._stream.seek(PREFIX_BYTES + size - 1)
+        self._stream.write(b"\0")  # takes all the memory
+        self._all = self._stream.getbuffer()
+        self._all[:PREFIX_BYTES] = _chunk_prefix(offset, size)
+        self.data = self._all[PREFIX_BYTES:]
+
+    def close(self) -> bytes:
+        """All is written, and nothing will write to `data` any more."""
+        self.data.release()
+        self._all.release()
+        return self._stream.getvalue()  # its own memory, as nobody else can write to it now
 
 
 def parse_request(request: bytes) -> Chunk | pb.RelayRequest:

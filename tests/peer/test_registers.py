@@ -91,6 +91,7 @@ def test_how_it_is_cut_into_chunks_makes_no_difference(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     vectors = [torch.randn(D, generator=generator) for _ in coefs]
+    drawn = [vector.clone() for vector in vectors]
     lin = Lin(tuple((c, message(v)) for c, v in zip(coefs, vectors, strict=True)), divisor)
     registers = make(chunk=chunk)
     registers.set(X, lin)
@@ -99,6 +100,13 @@ def test_how_it_is_cut_into_chunks_makes_no_difference(
     outgoing = registers.outgoing((lin,), head())
     parts = [outgoing.read(0, a, min(a + chunk, D)) for a in range(0, D, chunk)]
     assert torch.equal(torch.cat(parts), whole)
+    there = torch.full((D + 1,), 7.0)
+    for a in range(0, D, chunk):
+        out = there[a : min(a + chunk, D)]
+        assert outgoing.read(0, a, min(a + chunk, D), out) is out
+    assert torch.equal(there[:D], whole)
+    assert there[D] == 7.0
+    assert all(torch.equal(v, w) for v, w in zip(vectors, drawn, strict=True))  # only read
     exact = [
         sum(Fraction(c) * Fraction(float(v[k])) for c, v in zip(coefs, vectors, strict=True))
         / Fraction(divisor)

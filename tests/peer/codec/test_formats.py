@@ -118,6 +118,18 @@ def test_refuses_bytes_of_another_length(fmt: Format) -> None:
         decode(bytes(4 * fmt.itemsize), fmt, out)
 
 
+@pytest.mark.parametrize("fmt", list(Format))
+@pytest.mark.parametrize("shift", range(9))
+def test_reads_from_wherever_the_bytes_lie(fmt: Format, shift: int) -> None:
+    """A foreign encoder's payload may begin anywhere in a request, which is not to be changed."""
+    data = bytes(encode(torch.tensor([1.0, -2.0, 0.5]), fmt))
+    request = bytes(shift) + data
+    out = torch.zeros(3)
+    decode(memoryview(request)[shift:], fmt, out)
+    assert out.tolist() == [1.0, -2.0, 0.5]
+    assert request == bytes(shift) + data
+
+
 def test_default_format_is_the_models_precision() -> None:
     assert default_format(torch.float64) is Format.FLOAT64
     assert default_format(torch.float32) is Format.FLOAT32

@@ -127,12 +127,13 @@ class VectorOutgoing:
         self.read_from: set[str] = set()
         self._gate = gate
 
-    def read(self, section: int, start: int, stop: int) -> Tensor:
+    def read(self, section: int, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         assert not self.closed, "read after close"
         self.read_from.add(threading.current_thread().name)
         if self._gate is not None and start > 0:
             assert self._gate.wait(PATIENCE_S)
-        return self.vectors[section][start:stop].clone()
+        part = self.vectors[section][start:stop]
+        return part.clone() if out is None else out.copy_(part)
 
     def close(self) -> None:
         self.closed += 1

@@ -236,6 +236,17 @@ def test_lengths_of_all_sizes_are_what_protobuf_reads(size: int) -> None:
     assert pb.RelayRequest.FromString(wire.chunk_bytes(3, data)).data == data
 
 
+@given(u64, st.binary(min_size=1, max_size=300))
+def test_chunks_are_written_in_place(offset: int, data: bytes) -> None:
+    chunk = wire.OpenChunk(offset, len(data))
+    address = torch.frombuffer(chunk.data, dtype=torch.uint8).data_ptr()
+    chunk.data[:] = data
+    request = chunk.close()
+    assert request == wire.chunk_bytes(offset, data)
+    assert torch.frombuffer(request, dtype=torch.uint8, offset=16).data_ptr() == address
+    assert address % 16 == 0
+
+
 @given(u64, st.binary(max_size=300))
 def test_reads_chunks_of_any_encoder(offset: int, data: bytes) -> None:
     ours = wire.chunk_bytes(offset, data)

@@ -1,0 +1,52 @@
+"""What a process that moves much memory asks of its C library, where that is glibc and OpenMP.
+
+Elsewhere all works as well, and takes more processor time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+
+import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+MAPPED_BYTES = 4 << 20
+"""From this size on memory is mapped by itself, and given back when it is freed: models are."""
+KEPT_BYTES = 16 << 20
+"""So much freed memory at the end of an arena is kept, for the chunks that come next."""
+
+_here = threading.local()
+
+
+def keep_freed_memory() -> None:
+    """Have the allocator keep what chunks take, for the next ones.
+
+    By default it gives memory of such sizes back to the system each time. To have it again, page
+    by page and zeroed, took as long as sending it.
+    """
+    mallopt = _c_function("mallopt")
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def compute_alone() -> None:
+    """From now on torch computes what this thread asks for in this thread alone.
+
+    A chunk is done before other threads have woken up; and those wait for more to do, spinning, on
+    the cores that training needs. `torch.set_num_threads` is for all threads.
+    """
+    if getattr(_here, "is_alone", False):
+        return
+    _here.is_alone = True
+    torch.get_num_threads()  # at its first use in a thread torch sets the number itself
+    set_num_threads = _c_function("omp_set_num_threads")
+    if set_num_threads is not None:
+        set_num_threads(1)  # by OpenMP's rules for the calling thread only
+
+
+def _c_function(name: str) -> Callable[..., object] | None:
+    """Of the libraries that are loaded for all; None if there is none of that name."""
+    return getattr(ctypes.CDLL(None), name, None)

@@ -1,0 +1,60 @@
+"""What a process asks of its C library has the effect that it is asked for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from peer.transport.process import compute_alone
+
+FAULTS = """
+import json, resource
+from peer.transport.process import keep_freed_memory
+
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        chunks = [bytearray(b"1") * (1 << 20) for _ in range(4)]  # freed before the next
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / times
+
+faults(2)
+before = faults(20)
+keep_freed_memory()
+faults(2)
+print(json.dumps([before, faults(20)]))
+"""
+
+
+@pytest.fixture
+def _three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_three_threads")
+def test_a_thread_that_computes_alone_leaves_others_their_helpers() -> None:
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        assert one.submit(torch.get_num_threads).result() == 3
+        one.submit(compute_alone).result()
+        assert one.submit(torch.get_num_threads).result() == 1
+        other.submit(compute_alone).result()  # before its first use of torch
+        assert other.submit(torch.get_num_threads).result() == 1
+    with ThreadPoolExecutor(1) as third:
+        assert third.submit(torch.get_num_threads).result() == 3
+    assert torch.get_num_threads() == 3
+
+
+def test_freed_memory_of_chunks_is_used_again() -> None:
+    """Each page that the system has to give anew is a fault."""
+    command = [sys.executable, "-c", FAULTS]
+    before, after = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert before > 512, "glibc would keep it anyway"
+    assert after < 16
