@@ -42,7 +42,7 @@ test-ray: $(RAY_VENV)/.ray ## Sweep on a local Ray, and compare the rows with th
 	@$(RAY_VENV)/bin/python -m pytest -q -k 'ray or parquet' tests/peer/sweep/test_sweep.py $(ARGS)
 
 # Target and number of inputs, a million in all; what a target finds is left in .fuzz/.
-FUZZ := messages:300000 lattice:100000 config:200000 views:200000 downloads:150000 checkpoints:50000
+FUZZ := messages:150000 lattice:100000 config:250000 views:250000 downloads:200000 checkpoints:50000
 
 fuzz: $(FUZZ_VENV)/.atheris ## A million inputs, guided by coverage, to the readers of bytes from outside
 	@mkdir -p .fuzz

@@ -3,6 +3,8 @@
 A call holds a thread, and perhaps a buffer, while its handler waits for the caller: for the next
 request, or for room to send. One that stalls or trickles is cut off, and both are free again. What
 a slow but honest link needs is within the bounds. The time that a handler itself takes is its own.
+However many callers there are, or one over however many connections, some threads stay free: when
+too many calls wait, a new one takes the place of that which has waited longest.
 
 gRPC waits for the one request of a unary call in a thread of the pool, before any of our code runs.
 So here all handlers take streams, of which a unary call is one with one message. Requests are
@@ -36,6 +38,7 @@ class Pace:
 
     def __init__(self, caller: str, cut: Callable[[], object], stall_s: float) -> None:
         self.caller = caller
+        self.since = 0.0  # when the waiting began
         self.deadline: float | None = None  # while the caller is waited for
         self.is_late = False
         self._cut = cut
@@ -44,7 +47,7 @@ class Pace:
 
     def wait(self, now: float) -> None:
         """From now on the caller is waited for."""
-        self._since = now
+        self.since = now
         self.deadline = now + min(self._stall_s, self._budget_s)
 
     def cut(self) -> None:
@@ -55,7 +58,7 @@ class Pace:
     def moved(self, count: int, now: float) -> None:
         """It has sent, or taken, so many bytes."""
         self.deadline = None
-        self._budget_s += count / SLOWEST_BYTES_PER_S - (now - self._since)
+        self._budget_s += count / SLOWEST_BYTES_PER_S - (now - self.since)
 
 
 class Bounds(grpc.ServerInterceptor):
@@ -65,11 +68,13 @@ class Bounds(grpc.ServerInterceptor):
         self,
         on_denied: OnDenied,
         calls_per_caller: int,
+        calls: int,
         stall_s: float = STALL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._on_denied, self._stall_s, self._clock = on_denied, stall_s, clock
         self._calls_per_caller = calls_per_caller  # that wait for it
+        self._calls = calls  # that wait, of all callers
         self._handlers: dict[str, _Handler] = {}
         self._paces: set[Pace] = set()
         self._changed = threading.Condition()
@@ -169,11 +174,20 @@ class Bounds(grpc.ServerInterceptor):
     def _call(self, context: grpc.ServicerContext) -> Iterator[Pace]:
         pace = Pace(_caller(context), context.cancel, self._stall_s)
         with self._changed:
-            waiting = [p for p in self._paces if p.deadline and p.caller == pace.caller]
-            allowed = len(waiting) < self._calls_per_caller
+            waiting = [p for p in self._paces if p.deadline]
+            own = sum(p.caller == pace.caller for p in waiting)
+            allowed = own < self._calls_per_caller
+            crowd = allowed and len(waiting) >= self._calls
+            last = min(waiting, key=lambda p: p.since) if crowd else None
             if allowed:
+                self._paces.discard(last or pace)
                 pace.wait(self._clock())
                 self._paces.add(pace)
+        if last:
+            self._on_denied(
+                Denial.BUSY, "a call was cut off for another: of all it had waited longest"
+            )
+            last.cut()
         if not allowed:
             text = f"more than {self._calls_per_caller} calls at a time that wait for you; end some"
             self._on_denied(Denial.BUSY, text)

@@ -17,7 +17,8 @@ from relayswarm.net.gate import OnDenied
 from relayswarm.net.security import Security
 from relayswarm.net.sockets import open_port
 
-CALLERS = 4  # so many callers, at least, it takes to keep all threads waiting
+CALLERS = 4  # so many callers, at least, it takes to keep most threads waiting
+FREE = 4  # a part of the threads, one in so many, that is never kept waiting
 MAX_WAITING = 256  # calls; beyond it callers are told RESOURCE_EXHAUSTED at once
 STREAMS = 64  # at a time over one connection; a caller's further calls wait on its own side
 
@@ -56,7 +57,7 @@ class Server:
     ) -> None:
         self._name = name
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="relayswarm-serve")
-        self._bounds = Bounds(on_denied, threads // CALLERS, stall_s)
+        self._bounds = Bounds(on_denied, threads // CALLERS, threads - threads // FREE, stall_s)
         self._server = grpc.server(
             self._threads,
             interceptors=[self._bounds],

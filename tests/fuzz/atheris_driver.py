@@ -11,8 +11,8 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["peer", "relayswarm", "tests"]):
-    from tests.fuzz.targets import LONGEST, SEEDS, TARGETS
+with atheris.instrument_imports(include=["peer", "relayswarm", "tests", "tomllib"]):
+    from tests.fuzz.targets import LONGEST, SEEDS, TARGETS, WORDS
 
 
 def main() -> None:
@@ -22,7 +22,11 @@ def main() -> None:
     for index, seed in enumerate(SEEDS[name]):
         (corpus / f"seed-{index}").write_bytes(seed)
     logging.disable(logging.CRITICAL)  # damaged checkpoints are told each time
-    limits = [f"-max_len={LONGEST}", "-timeout=10", "-rss_limit_mb=1024", "-print_final_stats=1"]
+    limits = [f"-max_len={LONGEST}", "-timeout=60", "-rss_limit_mb=1024", "-print_final_stats=1"]
+    if name in WORDS:
+        dictionary = corpus.with_suffix(".dict")
+        dictionary.write_text("".join(f'"{word}"\n' for word in WORDS[name]))
+        limits.append(f"-dict={dictionary}")
     target = TARGETS[name]
 
     def run(data: bytes) -> None:

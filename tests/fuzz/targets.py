@@ -13,6 +13,7 @@ import math
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def messages(data: bytes) -> bool:
     handler = Handler(contract)
     service = PeerService(handler, contract, Gate(None, handler.denied))
     if contract.lattice:
-        call(service, [whole(contract, torch.arange(ELEMENTS, dtype=contract.dtype), step=1)])
+        call(service, [first_message(contract)])
         handler.taken = 0
     call(service, list(unpacked(data[1:])), stream=data[0] >= 128)
     assert handler.admitted <= handler.ended, "an admitted message went unreported"
@@ -172,6 +173,12 @@ def payload_of(contract: Contract, head: Head, vector: Tensor, sections: int) ->
 def whole(contract: Contract, vector: Tensor, **head: Any) -> bytes:
     message, payload = payload_of(contract, head_of(**head), vector, contract.sections)
     return wire.unary_bytes(message, xxh3_64_intdigest(payload), payload)
+
+
+@cache
+def first_message(contract: Contract) -> bytes:
+    """What makes a key."""
+    return whole(contract, torch.arange(ELEMENTS, dtype=contract.dtype), step=1)
 
 
 def streamed(contract: Contract, vector: Tensor, *, chunk: int, **head: Any) -> list[bytes]:
@@ -374,6 +381,16 @@ def checkpoint_seeds() -> Iterator[bytes]:
     header = {"format": 1, "run_id": "run", "peer": "peer-0", "step": 4, "fingerprint": 7}
     yield b"\1" + json.dumps({**header, "values": {}}).encode()
 
+
+def config_words() -> Iterator[str]:
+    """Of run configs: sections, fields, and values."""
+    for name, field in run_config.RunConfig.model_fields.items():
+        yield name
+        yield from getattr(field.annotation, "model_fields", ())
+    yield from ("true", "false", "nan", "inf", "1e400", "0x7f", "1979-05-27", "[[faults.edge]]")
+
+
+WORDS: dict[str, list[str]] = {"config": list(config_words())}
 
 TARGETS: dict[str, Callable[[bytes], bool]] = {
     "messages": messages,

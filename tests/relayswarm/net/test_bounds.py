@@ -1,6 +1,7 @@
 """Callers that stall, trickle or come in crowds: cut off, turned away, and soon forgotten."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -22,7 +23,7 @@ THREADS = 12
 class Serving:
     """A server of four kinds of calls, and what it has turned away."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, stall_s: float = STALL_S) -> None:
         self.denied: list[Denial] = []
         self.news = threading.Condition()
         self.may_end = threading.Event()
@@ -34,7 +35,7 @@ class Serving:
             self._deny,
             threads=THREADS,
             largest_message=1 << 20,
-            stall_s=STALL_S,
+            stall_s=stall_s,
         )
         self.server.start()
         stack.callback(self.server.stop, 0.0)
@@ -128,6 +129,21 @@ def test_a_crowd_of_half_open_calls_leaves_room_for_others(serving: Serving) -> 
     assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED}
     assert serving.denied.count(Denial.BUSY) >= 5 * THREADS - 3 * THREADS // CALLERS
     assert unary(crowd) == b"x"  # and is then as welcome as before
+
+
+def test_a_crowd_of_callers_leaves_room_for_others() -> None:
+    """Also before any of its calls has stalled for long: who waits longest makes room."""
+    with ExitStack() as stack:
+        serving = Serving(stack, stall_s=PATIENCE_S)
+        honest = serving.line()
+        lines = [serving.line() for _ in range(10)]
+        each = THREADS // CALLERS
+        calls = [serving.half_open("Collect", line, b"x") for line in lines * each]
+        serving.await_denials(len(calls) - THREADS)
+        began = time.monotonic()
+        assert unary(honest) == b"x"
+        assert time.monotonic() - began < PATIENCE_S / 2
+        assert set(serving.denied) == {Denial.BUSY}
 
 
 def test_a_unary_call_without_a_request_is_malformed(serving: Serving) -> None:
