@@ -27,7 +27,7 @@ endef
 
 APT_INSTALL := apt-get update -qq && apt-get install -y -qq --no-install-recommends
 
-.PHONY: help demo test test-ray fuzz test-page test-monitoring test-compose kubectl check lint types imports docs figures proto proto-check proto-lint format clean
+.PHONY: help demo test test-ray fuzz test-page test-monitoring test-compose test-networks kubectl check lint types imports docs figures proto proto-check proto-lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ COMPOSE_PACKAGES := docker.io docker-compose debootstrap iptables runc prometheu
 test-compose: $(VENV)/.dev ## docker-compose.yml on a real engine, about 15 minutes (installs it; needs apt and root)
 	@dpkg -s $(COMPOSE_PACKAGES) >/dev/null 2>&1 || { $(APT_INSTALL) $(COMPOSE_PACKAGES); }
 	@$(BIN)/python -m pytest -q -s systemtests/test_compose.py
+
+test-networks: $(VENV)/.dev ## A peer outside the cluster's network joins through ports of a node (needs apt and root)
+	@command -v iptables >/dev/null || { $(APT_INSTALL) iptables iproute2 procps; }
+	@$(BIN)/python -m pytest -q systemtests/test_two_networks.py
 
 check: lint types imports proto-check proto-lint ## Everything that needs no run of the code
 	@echo "check: all passed"

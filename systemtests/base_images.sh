@@ -30,7 +30,7 @@ mkdir "$context/wheels"
 cp /etc/ssl/certs/ca-certificates.crt "$context/"
 wheels=$(python3 -m pip config get global.find-links 2>/dev/null || true)
 [ ! -d "$wheels" ] || cp "$wheels"/*.whl "$context/wheels/"
-docker build -q -t "$PYTHON_IMAGE" -f - "$context" >/dev/null <<-'END'
+docker build -q -t "$PYTHON_IMAGE" -f - "$context" >/dev/null 2>"$folder/build.log" <<-'END'
 	FROM plain-python
 	COPY ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 	COPY wheels /wheels
@@ -38,7 +38,7 @@ docker build -q -t "$PYTHON_IMAGE" -f - "$context" >/dev/null <<-'END'
 END
 
 cp /usr/bin/prometheus "$context/"
-docker build -q -t "$PROMETHEUS_IMAGE" -f - "$context" >/dev/null <<-'END'
+docker build -q -t "$PROMETHEUS_IMAGE" -f - "$context" >/dev/null 2>"$folder/build.log" <<-'END'
 	FROM plain-python
 	COPY prometheus /bin/prometheus
 	RUN install -d -o nobody -g nogroup /prometheus
