@@ -41,6 +41,7 @@ from peer.algorithms.core import (
     Verdict,
     View,
 )
+from peer.algorithms.pairwise import Pairwise
 from peer.announce import Announcer
 from peer.checkpoints import Checkpoints
 from peer.daemon_metrics import swarm_metrics
@@ -362,6 +363,11 @@ class Daemon:
 
     def bytes_in(self, count: int) -> None:
         self.metrics.bytes_received.inc(count)
+
+    def copy(self) -> Tensor:
+        algorithm = self.algorithm
+        assert isinstance(algorithm, Pairwise), "only pairs exchange copies"
+        return self.registers[algorithm.shared.name]
 
     def snapshot(self) -> Snapshot:
         """The live model as soon as no local step is under way."""

@@ -25,13 +25,14 @@ from peer.tasks import registry as tasks
 from peer.tasks.registry import load_task
 from peer.training.checkpoint import export_model
 from peer.training.trainer import Trainer, make_site
-from peer.transport.client import Outbox
+from peer.transport.client import Exchanges, Outbox
 from peer.transport.contract import Contract
 from peer.transport.coordinator_client import Joined
 from peer.transport.read_model import ReadModelError, read_model
 from peer.transport.remote_model import Expected, RemoteModel
 from peer.transport.server import PeerServer
-from peer.wire_format import lattice_setting, plain_format
+from peer.transport.visits import Visits
+from peer.wire_format import lattice_setting, plain_format, quantizer_setting
 from relayswarm import config as run_config
 from relayswarm import logs
 from relayswarm.config import RunConfig
@@ -134,12 +135,19 @@ class Parts:
         daemon = self.daemon
         plan = FaultPlan(config.faults, config.seed)
         security = self.options.security
-        self.outbox = Outbox(daemon.peer, contract, plan, daemon, security)
+        visits = Visits()
+        pairs = Exchanges(daemon, visits)
+        self.outbox = Outbox(daemon.peer, contract, plan, daemon, security, pairs)
         daemon.outbox = self.outbox
         host, port = split_address(self.options.metrics_listen, "--metrics-listen")
         self.metrics_address, self._metrics_server = metrics.serve(host, port)
         self.server = PeerServer(
-            daemon, contract, self.options.listen, security, reflection=self.options.reflection
+            daemon,
+            contract,
+            self.options.listen,
+            security,
+            visits=visits,
+            reflection=self.options.reflection,
         )
         self.server.start()  # last: until then, what goes wrong leaves nothing running
         self.address = self.options.advertise or self.server.address
@@ -191,6 +199,7 @@ def _contract(config: RunConfig, trainer: Trainer) -> Contract:
         sections=find_algorithm(config.algorithm.name)[0].sections,
         wire_format=plain_format(config),
         lattice=lattice_setting(config),
+        rounding=quantizer_setting(config),
         seed=config.seed,
     )
 

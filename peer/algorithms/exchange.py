@@ -9,6 +9,8 @@ incarnations. What belongs here is who is engaged with whom; what is averaged is
     Crossing  When two peers call each other the lower one's call stands; the other drops its own.
               Methods that block do without: both answer BUSY, and draw again.
     Held      A peer that is not ready to answer an offer may hold it, and is busy from then on.
+    Broken    When a call breaks before the reply was sent, neither averages: the initiator hears
+              that its own offer is gone, the partner that the offer it took in is.
     Outcomes  both averaged; the partner only; none. After the offer has arrived but no reply, the
               initiator reckons with "the partner only". A partner whose reply was not answered
               averages: the reply may have arrived, and the initiator must not be the only one; it
@@ -114,6 +116,15 @@ class Exchanges:
         busy = self.visit or self.held or (call and not stands)
         return Verdict.BUSY if busy else Verdict.ACCEPTED
 
+    def is_broken_call(self, offer: Head) -> bool:
+        """Whether that is this peer's own present call."""
+        return self.call is not None and self.call.head == offer
+
+    def is_broken_visit(self, offer: Head) -> bool:
+        """Whether that is the present call of another peer."""
+        taken = self.visit.offer if self.visit else self.held
+        return taken is not None and _same(offer, taken.head)
+
     # --- as initiator ------------------------------------------------------------------------
 
     def dial(self, view: View, step: int, to: PeerId, lin: Lin, deadline: float) -> Send:
@@ -128,11 +139,11 @@ class Exchanges:
         """End the call; without `outcome`: it failed, how can be told from what arrived."""
         call, self.call = self.call, None
         assert call is not None
-        if outcome is None and not call.arrived:
-            self.outcomes[Outcome.NONE] += 1
-            return [Cancel(call.to, call.head)]
-        self.outcomes[outcome or Outcome.PARTNER_ONLY] += 1
-        return []
+        if outcome is not None:
+            self.outcomes[outcome] += 1
+            return []
+        self.outcomes[Outcome.PARTNER_ONLY if call.arrived else Outcome.NONE] += 1
+        return [Cancel(call.to, call.head)]
 
     # --- as partner --------------------------------------------------------------------------
 

@@ -352,7 +352,13 @@ class Pairwise(Algorithm):
         return self._through_q(reply, offer.head.step)
 
     def _lost(self, head: Head) -> list[Effect]:
-        """A message that will not come: an offer is declined; without a reply the call failed."""
+        """A message that will not come: an offer is declined; without a reply the call failed. When
+        it is this peer's own offer, or one that has come, the call broke."""
+        if head.kind is Kind.OFFER:
+            if self._exchanges.is_broken_call(head):
+                return self._exchanges.hang_up()
+            if self._exchanges.is_broken_visit(head):
+                return self._exchanges.break_off()
         if self.admit(head) is not Verdict.ACCEPTED:
             return []
         self._partners.heard(head.sender)

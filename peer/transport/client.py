@@ -6,19 +6,31 @@ reached, and when to try again, is the business of its `Sender`.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
-from peer.algorithms.core import Head, PeerId
+from peer.algorithms.core import Head, Kind, PeerId
 from peer.codec.edges import Forecast
 from peer.faults import FaultPlan
-from peer.transport.contract import Contract, Outgoing, Reports
+from peer.transport.contract import PAIR_KINDS, Contract, Handler, Outgoing, Reports
+from peer.transport.initiator import Initiator
 from peer.transport.letter import Letter
 from peer.transport.sender import Sender
+from peer.transport.visits import Visit, Visits
 from relayswarm.net.security import PLAIN, Security
+
+
+class Exchanges(NamedTuple):
+    """What an outbox needs to take part in pairwise exchanges: who takes the replies to its offers,
+    and the calls that its replies go to."""
+
+    handler: Handler
+    visits: Visits
 
 
 class Outbox:
@@ -36,8 +48,11 @@ class Outbox:
         plan: FaultPlan | None,
         reports: Reports,
         security: Security = PLAIN,
+        exchanges: Exchanges | None = None,
     ) -> None:
         self._me = me
+        self._exchanges = exchanges
+        self._initiator = Initiator(exchanges.handler, contract, reports) if exchanges else None
         self._contract = contract
         self._plan = plan
         self._reports = reports
@@ -74,14 +89,21 @@ class Outbox:
         outgoing.close()
         if plan.announced:
             self._post(to, Letter(head, self._contract, None))
-        else:
-            self._reports.sent(to, head, None)
+            return
+        visit = self._visit(to, head)
+        if visit is not None:
+            visit.silence()
+        self._reports.sent(to, head, None)
 
     def cancel(self, to: PeerId, head: Head) -> None:
         """Stop sending that message, if it has not been answered yet."""
-        sender = self._senders.get(to)
-        if sender is not None:
-            sender.cancel(head)
+        visit = self._visit(to, head)
+        if visit is not None:
+            visit.cut()
+        elif head.kind is Kind.OFFER and self._initiator:
+            self._initiator.cancel(head)
+        elif to in self._senders:
+            self._senders[to].cancel(head)
 
     def settle(self, deadline_s: float) -> None:
         """Wait at most so long until all that was posted is answered or given up, so that it has
@@ -91,6 +113,8 @@ class Outbox:
         deadline = time.monotonic() + deadline_s
         for sender in senders:
             sender.wait_empty(deadline)
+        if self._initiator:
+            self._initiator.wait_idle(deadline)
 
     def close(self, deadline_s: float) -> None:
         """Wait at most so long for what is under way, give up the rest, end all threads.
@@ -103,6 +127,9 @@ class Outbox:
         for sender in senders:
             sender.drain()
         deadline = time.monotonic() + deadline_s
+        if self._initiator:
+            self._initiator.wait_idle(deadline)
+            self._initiator.stop()
         for sender in senders:
             sender.wait_empty(deadline)
             sender.stop()
@@ -112,18 +139,42 @@ class Outbox:
     def _post_copies(
         self, to: PeerId, head: Head, outgoing: Outgoing, delays_s: Sequence[float]
     ) -> None:
+        if head.kind in PAIR_KINDS:
+            delays_s = delays_s[:1]  # a call is not made twice
         shared = SharedOutgoing(outgoing, len(delays_s))
         for number, delay_s in enumerate(delays_s):
             self._post(to, Letter(head, self._contract, shared, delay_s, extra=number > 0))
 
     def _post(self, to: PeerId, letter: Letter) -> None:
+        if letter.head.kind is Kind.REPLY:
+            self._reply(to, letter)
+            return
         sender = self._sender(to)
-        if sender is not None:
-            sender.post(letter)
-        else:
+        if sender is None:
             letter.close()
             if not letter.extra:
                 self._reports.sent(to, letter.head, None)
+        elif letter.head.kind is Kind.OFFER:
+            assert self._initiator is not None, "this peer takes no part in exchanges"
+            self._initiator.call(sender, letter)
+        else:
+            sender.post(letter)
+
+    def _reply(self, to: PeerId, letter: Letter) -> None:
+        """Answer the initiator's call, if it has not ended."""
+        assert self._exchanges is not None, "this peer takes no part in exchanges"
+        visit = self._visit(to, letter.head)
+        if visit is None or not visit.reply(letter, self._reports):
+            letter.close()
+            offer = dataclasses.replace(letter.head, sender=to, kind=Kind.OFFER)
+            self._exchanges.handler.broken(offer)
+            self._reports.sent(to, letter.head, None)
+
+    def _visit(self, initiator: PeerId, head: Head) -> Visit | None:
+        """Of the reply with this head, if it is one, and its call is not over."""
+        if head.kind is not Kind.REPLY or self._exchanges is None:
+            return None
+        return self._exchanges.visits.of(initiator, head)
 
     def _sender(self, to: PeerId) -> Sender | None:
         with self._guard:
@@ -142,6 +193,7 @@ class SharedOutgoing:
     def __init__(self, outgoing: Outgoing, readers: int) -> None:
         self.sections = outgoing.sections
         self.elements = outgoing.elements
+        self.lattice = outgoing.lattice
         self._outgoing = outgoing
         self._readers = readers
         self._guard = threading.Lock()

@@ -22,6 +22,9 @@ from relayswarm.net.gate import Denial
 
 PROTOCOL_VERSION = 1
 
+PAIR_KINDS = frozenset({Kind.OFFER, Kind.REPLY})
+"""Kinds of messages that travel in calls of Exchange."""
+
 METRIC_ELEMENTS = 3  # sum of weight x value, sum of weights, number of peers
 
 
@@ -50,6 +53,7 @@ class Contract:
     wire_format: Format | None = None  # what this peer sends; None: the model's own
     accepted_formats: frozenset[Format] = frozenset(Format)
     lattice: LatticeSetting | None = None  # messages travel on the lattice where that succeeds
+    rounding: LatticeSetting | None = None  # of copies of pairs, which are on the lattice already
     seed: int = 0  # of the run
     versions: range = field(default=range(PROTOCOL_VERSION, PROTOCOL_VERSION + 1))
 
@@ -65,8 +69,9 @@ class Contract:
     def takes(self, kind: Kind, coding: Coding) -> bool:
         """Whether this peer takes messages of a kind that are written like this."""
         if isinstance(coding, Lattice):
-            fits = self.lattice is not None and self.lattice.is_rotated == coding.is_rotated
-            return fits and coding.bits in BITS and kind in TRAVELLING
+            setting = self.rounding if kind in PAIR_KINDS else self.lattice
+            fits = setting is not None and setting.is_rotated == coding.is_rotated
+            return fits and coding.bits in BITS and kind in PAIR_KINDS | TRAVELLING
         return coding in ({Format.FLOAT64} if kind is Kind.METRIC else self.accepted_formats)
 
     def sections_of(self, kind: Kind) -> range:
@@ -150,6 +155,10 @@ class Handler(Protocol):
     def bytes_in(self, count: int) -> None:
         """So many bytes of messages came in, headers included."""
 
+    def copy(self) -> Tensor:
+        """What this peer shares in pairwise exchanges, shape (d,): what a partner's copy is decoded
+        next to. May change while it is read."""
+
     def snapshot(self) -> Snapshot:
         """The live model, copied so that training goes on. May wait for the end of a step."""
 
@@ -158,10 +167,12 @@ class Handler(Protocol):
 
 
 class Outgoing(Protocol):
-    """A payload: `sections` vectors of `elements` each, whose values are those of now."""
+    """A payload: `sections` vectors of `elements` each, whose values are those of now. `lattice` is
+    how it is best written, if it was rounded to one."""
 
     sections: int
     elements: int
+    lattice: Lattice | None
 
     def read(self, section: int, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Elements [start, stop) of a section, as a new tensor or in `out`, which is of the same

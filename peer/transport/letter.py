@@ -16,7 +16,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from peer.algorithms.core import Head, Kind
 from peer.codec import Bytes, encode, tensor_of
 from peer.codec.edges import Forecast, Lattice, payload_bytes
-from peer.codec.lattice import BLOCK, FULL_PRECISION, Encoder
+from peer.codec.lattice import BITS, BLOCK, FULL_PRECISION, Encoder
 from peer.transport.contract import Contract, Outgoing, Span
 from peer.transport.process import compute_alone
 from peer.transport.wire import (
@@ -64,6 +64,8 @@ class Letter:
         self._sent_head = head if outgoing is not None else dataclasses.replace(head, lost=True)
         self._spans = _spans(head, contract, outgoing)
         self._lattice: Lattice | None = None
+        self._rounded = outgoing.lattice if outgoing is not None else None
+        self.is_complete = False  # all of the last try has been handed over to be sent
         self._wanted_bits: int | None = None  # None: as the run config says
         self._values: list[Tensor] | None = None  # of a small message, one for each section
         if self._bytes < CHUNK_BYTES:
@@ -74,11 +76,6 @@ class Letter:
     def slot(self) -> Slot:
         """Messages of one slot are sent one after the other."""
         return (self.head.kind, self.head.tree)
-
-    @property
-    def is_call(self) -> bool:
-        """An offer: to a peer that is BUSY it is not sent again, its caller calls another."""
-        return self.head.kind is Kind.OFFER
 
     @property
     def small(self) -> bool:
@@ -98,6 +95,13 @@ class Letter:
     def write(self, forecast: Forecast) -> None:
         """Decide how the next try is written."""
         self._lattice = forecast.coding(self.head, len(self._spans), self._wanted_bits)
+
+    def write_rounded(self) -> None:
+        """Decide how the next try is written of a copy for an exchange."""
+        self._lattice, self.is_complete = None, False
+        if self._rounded is not None:
+            bits = self._rounded.bits if self._wanted_bits is None else self._wanted_bits
+            self._lattice = dataclasses.replace(self._rounded, bits=bits) if bits in BITS else None
 
     def reject(self, wanted_bits: int) -> bool:
         """The receiver could not decode it; returns whether another try may help."""
@@ -119,9 +123,15 @@ class Letter:
         payload = b"".join(self._encoded())
         return unary_bytes(self._header(), xxh3_64_intdigest(payload), payload)
 
-    def requests(self) -> Iterator[bytes]:
-        """A large message as serialized RelayRequests. Ends early once closed."""
-        yield pb.RelayRequest(header=self._header()).SerializeToString()
+    def requests(
+        self,
+        kind: type[pb.RelayRequest | pb.ExchangeRequest | pb.ExchangeResponse] = pb.RelayRequest,
+    ) -> Iterator[bytes]:
+        """The message as serialized parts of a stream. Ends early once closed."""
+        self.is_complete = self._sent_head.lost
+        yield kind(header=self._header()).SerializeToString()
+        if self._sent_head.lost:
+            return
         compute_alone()
         offset, checksum = 0, xxh3_64()
         for request in self._chunks():
@@ -130,8 +140,8 @@ class Letter:
             offset += len(data)
             yield request
         if offset == self._bytes:
-            trailer = pb.Trailer(xxh3=checksum.intdigest())
-            yield pb.RelayRequest(trailer=trailer).SerializeToString()
+            self.is_complete = True
+            yield kind(trailer=pb.Trailer(xxh3=checksum.intdigest())).SerializeToString()
 
     @property
     def _bytes(self) -> int:
@@ -151,8 +161,13 @@ class Letter:
                 yield self._lattice.encoder(section).encode(vector)
 
     def _chunks(self) -> Iterator[bytes]:
-        """A large message's chunks, as requests. Ends early once closed."""
+        """The message's chunks, as requests. Ends early once closed."""
         offset = 0
+        if self._values is not None:
+            payload = b"".join(self._encoded())
+            if payload:
+                yield chunk_bytes(0, payload)
+            return
         for section, span in enumerate(self._spans):
             write, step = self._writer(section)
             for start in range(0, span.elements, step):

@@ -33,6 +33,9 @@ class Link:
                 pb.GetStateResponse.FromString,
             )
         )
+        self.exchange: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
+            f"/{SERVICE}/Exchange", None, None
+        )
         self.stream: grpc.StreamUnaryMultiCallable[bytes, pb.RelayResponse] = channel.stream_unary(
             f"/{SERVICE}/Relay", None, pb.RelayResponse.FromString
         )

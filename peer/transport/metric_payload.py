@@ -7,6 +7,7 @@ from torch import Tensor
 
 from peer.algorithms.core import Head
 from peer.algorithms.metric_relay import Sum, Sums
+from peer.codec.edges import Lattice
 from peer.transport.contract import METRIC_ELEMENTS
 
 
@@ -14,6 +15,7 @@ class MetricPayload:
     """Sums as a message's payload: `peer.transport.contract.Outgoing`."""
 
     elements = METRIC_ELEMENTS
+    lattice: Lattice | None = None
 
     def __init__(self, sums: Sums) -> None:
         rows = [(float(s.total), float(s.weight), float(s.peers)) for s in sums.values()]

@@ -51,7 +51,7 @@ class Sender:
     def __init__(
         self, peer: PeerId, reports: Reports, security: Security, forecast: Forecast
     ) -> None:
-        self._peer = peer
+        self.peer = peer
         self._security = security
         self._reports = reports
         self._forecast = forecast  # the thread's alone
@@ -90,11 +90,26 @@ class Sender:
         with self._changed:
             if self._closed or (self._link is not None and self._link.address == address):
                 return
-            old, self._link = self._link, Link(address, self._security, self._peer)
+            old, self._link = self._link, Link(address, self._security, self.peer)
             self._not_before, self._backoff_s = 0.0, FIRST_BACKOFF_S
             self._changed.notify_all()
         if old is not None:
             old.close()
+
+    @property
+    def link(self) -> Link | None:
+        """For a call of another thread's to the same peer, whose end it tells with `ended`."""
+        with self._changed:
+            return self._link
+
+    def ended(self, code: grpc.StatusCode) -> None:
+        """A call to the peer ended with this status: can it be reached?"""
+        if code in _UNREACHABLE:
+            self._missed()
+        elif code is not grpc.StatusCode.CANCELLED:
+            self._reached()
+        if code not in _PASSING and code is not grpc.StatusCode.OK:
+            log.warning("%s refuses a message: %s", self.peer, code.name)
 
     def drain(self) -> None:
         """Take the end to be near: if the peer does not answer now, stop at once."""
@@ -229,9 +244,8 @@ class Sender:
     def _answered(self, letter: Letter, response: pb.RelayResponse) -> None:
         self._reached()
         verdict = verdict_of(response)
-        if verdict is Verdict.EPOCH_AHEAD or (verdict is Verdict.BUSY and not letter.is_call):
-            wait_s = response.retry_after_ms / 1000 * growth(letter.attempt)
-            self._again(letter, min(wait_s, LONGEST_RETRY_S), verdict.name)
+        if verdict in (Verdict.EPOCH_AHEAD, Verdict.BUSY):
+            self._again(letter, retry_s(response, letter.attempt), verdict.name)
         elif verdict is Verdict.DECODE_FAILED and letter.reject(response.wanted_bits):
             self._again(letter, 0.0, verdict.name)
         else:
@@ -240,16 +254,11 @@ class Sender:
             self._finish(letter, verdict)
 
     def _failed(self, letter: Letter, code: grpc.StatusCode) -> None:
-        if code in _UNREACHABLE:
-            self._missed()
-        elif code is not grpc.StatusCode.CANCELLED:
-            self._reached()
-        if code in _PASSING and not letter.is_call:  # a caller would rather call somebody else
+        self.ended(code)
+        if code in _PASSING:
             wait_s = FIRST_BACKOFF_S * growth(letter.attempt)
             self._again(letter, min(wait_s, LONGEST_BACKOFF_S), code.name)
         else:
-            if code not in _PASSING:
-                log.warning("%s refuses a message: %s", self._peer, code.name)
             self._finish(letter, None)
 
     def _reached(self) -> None:
@@ -262,7 +271,7 @@ class Sender:
             self._not_before = time.monotonic() + self._backoff_s
             self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
         if news:
-            self._reports.unreachable(self._peer)
+            self._reports.unreachable(self.peer)
 
     def _again(self, letter: Letter, wait_s: float, reason: str) -> None:
         """Put a letter back, unless it was cancelled meanwhile or there is no time left."""
@@ -273,7 +282,7 @@ class Sender:
                 letter.not_before = time.monotonic() + wait_s
                 self._under_way = letter.call = None
         if again:
-            self._reports.retried(self._peer, reason)
+            self._reports.retried(self.peer, reason)
         else:
             self._finish(letter, None)
 
@@ -290,7 +299,12 @@ class Sender:
     def _report(self, letter: Letter, verdict: Verdict | None) -> None:
         letter.close()
         if not letter.extra:
-            self._reports.sent(self._peer, letter.head, verdict)
+            self._reports.sent(self.peer, letter.head, verdict)
+
+
+def retry_s(response: pb.RelayResponse, attempt: int) -> float:
+    """When to try again after BUSY and EPOCH_AHEAD, seconds from now."""
+    return min(response.retry_after_ms / 1000 * growth(attempt), LONGEST_RETRY_S)
 
 
 def growth(attempt: int) -> int:

@@ -8,7 +8,9 @@ or a status, and never stops the server.
 from __future__ import annotations
 
 from peer.transport.contract import Contract, Handler
+from peer.transport.intake import Intake
 from peer.transport.service import PeerService
+from peer.transport.visits import Visits
 from peer.transport.wire import MESSAGE_LIMIT, SERVICE
 from relayswarm.net.bounds import STALL_S
 from relayswarm.net.gate import Gate
@@ -32,11 +34,13 @@ class PeerServer:
         listen: str,
         security: Security = PLAIN,
         *,
+        visits: Visits | None = None,
         reflection: bool = False,
         max_workers: int = MAX_WORKERS,
         stall_s: float = STALL_S,
     ) -> None:
-        service = PeerService(handler, contract, Gate(None, handler.denied)).rpc_handler()
+        intake, gate = Intake(handler, contract), Gate(None, handler.denied)
+        service = PeerService(intake, visits or Visits(), gate).rpc_handler()
         self._server = Server(
             SERVICE,
             lambda server: server.add_generic_rpc_handlers((service,)),

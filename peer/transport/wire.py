@@ -13,7 +13,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -293,20 +293,21 @@ class OpenChunk:
         return self._stream.getvalue()  # its own memory, as nobody else can write to it now
 
 
-def parse_request(request: bytes) -> Chunk | pb.RelayRequest:
-    """Read a streamed request: a chunk, in place where possible, else header or trailer."""
-    chunk = _chunk_in_place(request)
+AnyPart = TypeVar("AnyPart", pb.RelayRequest, pb.ExchangeRequest, pb.ExchangeResponse)
+
+
+def parse_part(data: bytes, kind: type[AnyPart]) -> Chunk | AnyPart:
+    """Read a part of a stream: a chunk, in place where possible, else whatever else it holds."""
+    chunk = _chunk_in_place(data)
     if chunk is not None:
         return chunk
-    message = pb.RelayRequest()
-    _check_small(request)
-    _parse(message, request)
-    parts = message.HasField("header") + message.HasField("trailer") + bool(message.data)
-    if parts > 1:
-        raise MalformedError("a request holds one of header, trailer and data; send them apart")
-    if message.HasField("header") or message.HasField("trailer"):
-        return message
-    return Chunk(message.offset, memoryview(message.data))
+    message = kind()
+    _check_small(data)
+    _parse(message, data)
+    held = [field.name for field, _ in message.ListFields() if field.name != "offset"]
+    if len(held) > 1:
+        raise MalformedError(f"a part holds one of {', '.join(sorted(held))}; send them apart")
+    return message if held and held != ["data"] else Chunk(message.offset, memoryview(message.data))
 
 
 def parse_response(response: bytes) -> Chunk | pb.ReadModelResponse:

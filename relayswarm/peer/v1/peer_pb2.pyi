@@ -36,9 +36,9 @@ class _KindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeW
     KIND_PUSH: _Kind.ValueType  # 3
     """A model and, as its weight, half of the sender's push-sum weight: their product is added."""
     KIND_OFFER: _Kind.ValueType  # 4
-    """The initiator's communication copy in a pairwise exchange."""
+    """The initiator's communication copy in a pairwise exchange; in calls of Exchange only."""
     KIND_REPLY: _Kind.ValueType  # 5
-    """The partner's communication copy, in answer to an offer."""
+    """The partner's communication copy, in answer to an offer; in calls of Exchange only."""
     KIND_METRIC: _Kind.ValueType  # 6
     """Sums of metrics over the peers behind an edge of the (first) tree; `step` is the evaluation's,
     `count` the peers in it. Of two of one evaluation the one with the higher count holds. Sections
@@ -57,9 +57,9 @@ KIND_GOSSIP: Kind.ValueType  # 2
 KIND_PUSH: Kind.ValueType  # 3
 """A model and, as its weight, half of the sender's push-sum weight: their product is added."""
 KIND_OFFER: Kind.ValueType  # 4
-"""The initiator's communication copy in a pairwise exchange."""
+"""The initiator's communication copy in a pairwise exchange; in calls of Exchange only."""
 KIND_REPLY: Kind.ValueType  # 5
-"""The partner's communication copy, in answer to an offer."""
+"""The partner's communication copy, in answer to an offer; in calls of Exchange only."""
 KIND_METRIC: Kind.ValueType  # 6
 """Sums of metrics over the peers behind an edge of the (first) tree; `step` is the evaluation's,
 `count` the peers in it. Of two of one evaluation the one with the higher count holds. Sections
@@ -122,7 +122,7 @@ class _FormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     FORMAT_LATTICE: _Format.ValueType  # 5
     """Integers modulo 2^bits, decoded next to a vector that the receiver has (its key): the last
     message of the same sender, kind and tree in this epoch, times the ratio of the counts if it is
-    a sum. Each section is cut into blocks of 65536 elements, but for its last. A block is an int32
+    a sum; of offers and replies its own communication copy. Each section is cut into blocks of 65536 elements, but for its last. A block is an int32
     exponent e, a fixed64 checksum, and for each element x the integer z = x / 2^e, rounded at
     random to one of the two next to it, modulo 2^bits, in bits / 8 bytes. The receiver takes the
     integers congruent to what came that are nearest to its key divided by 2^e, and compares the
@@ -147,7 +147,7 @@ FORMAT_F16: Format.ValueType  # 4
 FORMAT_LATTICE: Format.ValueType  # 5
 """Integers modulo 2^bits, decoded next to a vector that the receiver has (its key): the last
 message of the same sender, kind and tree in this epoch, times the ratio of the counts if it is
-a sum. Each section is cut into blocks of 65536 elements, but for its last. A block is an int32
+a sum; of offers and replies its own communication copy. Each section is cut into blocks of 65536 elements, but for its last. A block is an int32
 exponent e, a fixed64 checksum, and for each element x the integer z = x / 2^e, rounded at
 random to one of the two next to it, modulo 2^bits, in bits / 8 bytes. The receiver takes the
 integers congruent to what came that are nearest to its key divided by 2^e, and compares the
@@ -581,6 +581,88 @@ class RelayUnaryResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["response", b"response"]) -> None: ...
 
 global___RelayUnaryResponse = RelayUnaryResponse
+
+@typing.final
+class ExchangeRequest(google.protobuf.message.Message):
+    """One piece of what the initiator of an exchange sends."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: builtins.int
+    HEADER_FIELD_NUMBER: builtins.int
+    TRAILER_FIELD_NUMBER: builtins.int
+    ANSWER_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    offset: builtins.int
+    """Where `data` begins in the payload. Chunks come in order, without gaps."""
+    data: builtins.bytes
+    """The chunk."""
+    @property
+    def header(self) -> global___MessageHeader:
+        """Begins the offer, and once more each time that it is asked for with other bits."""
+
+    @property
+    def trailer(self) -> global___Trailer:
+        """Ends the offer."""
+
+    @property
+    def answer(self) -> global___RelayResponse:
+        """What became of the reply."""
+
+    def __init__(
+        self,
+        *,
+        offset: builtins.int = ...,
+        header: global___MessageHeader | None = ...,
+        trailer: global___Trailer | None = ...,
+        answer: global___RelayResponse | None = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["answer", b"answer", "header", b"header", "trailer", b"trailer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["answer", b"answer", "data", b"data", "header", b"header", "offset", b"offset", "trailer", b"trailer"]) -> None: ...
+
+global___ExchangeRequest = ExchangeRequest
+
+@typing.final
+class ExchangeResponse(google.protobuf.message.Message):
+    """One piece of what the partner in an exchange sends."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: builtins.int
+    HEADER_FIELD_NUMBER: builtins.int
+    TRAILER_FIELD_NUMBER: builtins.int
+    ANSWER_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    offset: builtins.int
+    """Where `data` begins in the payload. Chunks come in order, without gaps."""
+    data: builtins.bytes
+    """The chunk."""
+    @property
+    def header(self) -> global___MessageHeader:
+        """Begins the reply, and once more each time that it is asked for with other bits."""
+
+    @property
+    def trailer(self) -> global___Trailer:
+        """Ends the reply."""
+
+    @property
+    def answer(self) -> global___RelayResponse:
+        """What became of the offer."""
+
+    def __init__(
+        self,
+        *,
+        offset: builtins.int = ...,
+        header: global___MessageHeader | None = ...,
+        trailer: global___Trailer | None = ...,
+        answer: global___RelayResponse | None = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["answer", b"answer", "header", b"header", "trailer", b"trailer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["answer", b"answer", "data", b"data", "header", b"header", "offset", b"offset", "trailer", b"trailer"]) -> None: ...
+
+global___ExchangeResponse = ExchangeResponse
 
 @typing.final
 class ReadModelRequest(google.protobuf.message.Message):

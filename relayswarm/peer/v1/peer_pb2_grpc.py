@@ -45,6 +45,11 @@ class PeerServiceStub(object):
                 request_serializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.RelayUnaryRequest.SerializeToString,
                 response_deserializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.RelayUnaryResponse.FromString,
                 _registered_method=True)
+        self.Exchange = channel.stream_stream(
+                '/relayswarm.peer.v1.PeerService/Exchange',
+                request_serializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.ExchangeRequest.SerializeToString,
+                response_deserializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.ExchangeResponse.FromString,
+                _registered_method=True)
         self.ReadModel = channel.unary_stream(
                 '/relayswarm.peer.v1.PeerService/ReadModel',
                 request_serializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.ReadModelRequest.SerializeToString,
@@ -77,6 +82,19 @@ class PeerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Exchange(self, request_iterator, context):
+        """One pairwise exchange, from the initiator's offer to its word that the reply is in. The initiator
+        sends header, chunks and trailer of its offer; the partner answers it with a verdict, at the
+        header where possible. After ACCEPTED the partner sends header, chunks and trailer of its reply,
+        as soon as its algorithm gives one, and the initiator answers that and ends the stream. Upon
+        DECODE_FAILED either side sends the same message again in the same stream, with the bits that
+        were asked for; any other verdict ends the exchange. A reply whose header says lost, with a count
+        of 0, declines. A partner that ends the stream without a reply leaves its loss to be noticed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadModel(self, request, context):
         """Reads the live model as it was at one moment. Never delays a training step: the answer comes
         from an immutable snapshot. A broken read goes on from an offset of the same snapshot.
@@ -104,6 +122,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.RelayUnary,
                     request_deserializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.RelayUnaryRequest.FromString,
                     response_serializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.RelayUnaryResponse.SerializeToString,
+            ),
+            'Exchange': grpc.stream_stream_rpc_method_handler(
+                    servicer.Exchange,
+                    request_deserializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.ExchangeRequest.FromString,
+                    response_serializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.ExchangeResponse.SerializeToString,
             ),
             'ReadModel': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadModel,
@@ -171,6 +194,33 @@ class PeerService(object):
             '/relayswarm.peer.v1.PeerService/RelayUnary',
             relayswarm_dot_peer_dot_v1_dot_peer__pb2.RelayUnaryRequest.SerializeToString,
             relayswarm_dot_peer_dot_v1_dot_peer__pb2.RelayUnaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Exchange(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/relayswarm.peer.v1.PeerService/Exchange',
+            relayswarm_dot_peer_dot_v1_dot_peer__pb2.ExchangeRequest.SerializeToString,
+            relayswarm_dot_peer_dot_v1_dot_peer__pb2.ExchangeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,19 @@ class PeerServiceStub:
     ]
     """Sends one message whose payload is below 1 MiB in a single request."""
 
+    Exchange: grpc.StreamStreamMultiCallable[
+        relayswarm.peer.v1.peer_pb2.ExchangeRequest,
+        relayswarm.peer.v1.peer_pb2.ExchangeResponse,
+    ]
+    """One pairwise exchange, from the initiator's offer to its word that the reply is in. The initiator
+    sends header, chunks and trailer of its offer; the partner answers it with a verdict, at the
+    header where possible. After ACCEPTED the partner sends header, chunks and trailer of its reply,
+    as soon as its algorithm gives one, and the initiator answers that and ends the stream. Upon
+    DECODE_FAILED either side sends the same message again in the same stream, with the bits that
+    were asked for; any other verdict ends the exchange. A reply whose header says lost, with a count
+    of 0, declines. A partner that ends the stream without a reply leaves its loss to be noticed.
+    """
+
     ReadModel: grpc.UnaryStreamMultiCallable[
         relayswarm.peer.v1.peer_pb2.ReadModelRequest,
         relayswarm.peer.v1.peer_pb2.ReadModelResponse,
@@ -69,6 +82,19 @@ class PeerServiceAsyncStub:
         relayswarm.peer.v1.peer_pb2.RelayUnaryResponse,
     ]
     """Sends one message whose payload is below 1 MiB in a single request."""
+
+    Exchange: grpc.aio.StreamStreamMultiCallable[
+        relayswarm.peer.v1.peer_pb2.ExchangeRequest,
+        relayswarm.peer.v1.peer_pb2.ExchangeResponse,
+    ]
+    """One pairwise exchange, from the initiator's offer to its word that the reply is in. The initiator
+    sends header, chunks and trailer of its offer; the partner answers it with a verdict, at the
+    header where possible. After ACCEPTED the partner sends header, chunks and trailer of its reply,
+    as soon as its algorithm gives one, and the initiator answers that and ends the stream. Upon
+    DECODE_FAILED either side sends the same message again in the same stream, with the bits that
+    were asked for; any other verdict ends the exchange. A reply whose header says lost, with a count
+    of 0, declines. A partner that ends the stream without a reply leaves its loss to be noticed.
+    """
 
     ReadModel: grpc.aio.UnaryStreamMultiCallable[
         relayswarm.peer.v1.peer_pb2.ReadModelRequest,
@@ -105,6 +131,21 @@ class PeerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[relayswarm.peer.v1.peer_pb2.RelayUnaryResponse, collections.abc.Awaitable[relayswarm.peer.v1.peer_pb2.RelayUnaryResponse]]:
         """Sends one message whose payload is below 1 MiB in a single request."""
+
+    @abc.abstractmethod
+    def Exchange(
+        self,
+        request_iterator: _MaybeAsyncIterator[relayswarm.peer.v1.peer_pb2.ExchangeRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[relayswarm.peer.v1.peer_pb2.ExchangeResponse], collections.abc.AsyncIterator[relayswarm.peer.v1.peer_pb2.ExchangeResponse]]:
+        """One pairwise exchange, from the initiator's offer to its word that the reply is in. The initiator
+        sends header, chunks and trailer of its offer; the partner answers it with a verdict, at the
+        header where possible. After ACCEPTED the partner sends header, chunks and trailer of its reply,
+        as soon as its algorithm gives one, and the initiator answers that and ends the stream. Upon
+        DECODE_FAILED either side sends the same message again in the same stream, with the bits that
+        were asked for; any other verdict ends the exchange. A reply whose header says lost, with a count
+        of 0, declines. A partner that ends the stream without a reply leaves its loss to be noticed.
+        """
 
     @abc.abstractmethod
     def ReadModel(

@@ -352,6 +352,28 @@ def test_without_a_reply_the_partner_may_be_the_only_one(count: int, outcome: Ou
     assert peer.outcomes == {outcome: 1}
 
 
+@pytest.mark.parametrize(
+    ("verdict", "outcome"), [(Verdict.ACCEPTED, Outcome.PARTNER_ONLY), (None, Outcome.NONE)]
+)
+def test_a_call_that_broke_is_over_at_once(verdict: Verdict | None, outcome: Outcome) -> None:
+    """What the initiator knows is whether its offer arrived."""
+    peer, offer = calling()
+    if verdict:
+        peer.handle(SendDone(offer.to, offer.head, verdict), 1.1)
+    effects = peer.handle(Gone("b", offer.head), 1.2)
+    assert effects[0] == Cancel(offer.to, offer.head)
+    assert calls(effects) == list({"a", "c"} - {offer.to})
+    assert peer.outcomes == {outcome: 1}
+    assert peer.handle(Gone("b", offer.head), 1.3) == []  # of a call that is over
+
+
+def test_when_the_call_breaks_before_the_reply_is_sent_neither_averages() -> None:
+    peer, reply = visited()
+    assert peer.handle(Gone("a", head("a", Kind.OFFER)), 0.7) == []
+    assert peer.handle(SendDone("a", reply, None), 0.8) == []
+    assert peer.visits == {Outcome.NONE: 1}
+
+
 def test_a_call_ends_at_its_deadline_and_patience_with_it() -> None:
     peer, offer = calling()
     peer.handle(SendDone(offer.to, offer.head, Verdict.ACCEPTED), 1.1)

@@ -92,6 +92,9 @@ class RecordingHandler(Events):
     def bytes_in(self, count: int) -> None:
         self.add("bytes_in", count)
 
+    def copy(self) -> Tensor:
+        return self.model
+
     def snapshot(self) -> Snapshot:
         self.add("snapshot")
         return Snapshot(self.model.clone(), 17, self.tensors)
@@ -122,6 +125,7 @@ class VectorOutgoing:
     def __init__(self, *vectors: Tensor, gate: threading.Event | None = None) -> None:
         self.vectors = vectors
         self.sections = len(vectors)
+        self.lattice: Any = None
         self.elements = vectors[0].numel()
         self.closed = 0
         self.read_from: set[str] = set()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from peer.algorithms.core import Kind, Verdict
+from peer.algorithms.core import Verdict
 from peer.codec import Format
 from peer.faults import FaultPlan
 from peer.transport.sender import BACKLOG
@@ -267,18 +267,6 @@ def test_close_does_not_wait_for_the_unreachable(tools: Any) -> None:
     swarm.outbox.close(60.0)
     assert time.monotonic() - start < 30
     assert swarm.reports.of("sent") == [("peer", head, None)]
-
-
-def test_a_call_to_the_unreachable_is_given_up_at_once(tools: Any) -> None:
-    """Who wants to average in pairs calls somebody else; other messages are tried again."""
-    swarm = tools.Swarm(tools)
-    swarm.kill()
-    offer, _ = swarm.send(1, kind=Kind.OFFER)
-    assert swarm.reports.wait("sent") == [("peer", offer, None)]
-    assert not swarm.reports.of("retried")
-    swarm.send(2)
-    swarm.reports.wait("retried")
-    assert len(swarm.reports.of("sent")) == 1
 
 
 def test_after_close_nothing_is_sent_and_no_thread_is_left(tools: Any) -> None:

@@ -144,12 +144,6 @@ def test_counts_scale_keys_and_distances(tools: Any) -> None:
     assert not edge.swarm.handler.of("refused")
 
 
-def test_metrics_and_calls_stay_off_the_lattice(tools: Any) -> None:
-    edge = Edge(tools, 1000)
-    for _ in range(4):
-        assert edge.send(kind=Kind.OFFER)[2] == {"float32"}
-
-
 def test_a_copy_makes_no_second_key(tools: Any) -> None:
     """The algorithm may not have looked at the first yet, and would admit it."""
     edge = Edge(tools, 1000)

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.algorithms.core import Head, Kind, Verdict
-from peer.registers import Registers
+from peer.algorithms.core import Head, Verdict
 from peer.transport import sender as sender_module
 from peer.transport.sender import BACKLOG, RETRY_GROWTH_LIMIT, growth
 
@@ -34,26 +33,6 @@ def test_tries_again_while_the_receiver_is_not_ready(
     assert swarm.reports.of("retried") == [("peer", passing.name)] * 3
     ((_, vectors),) = swarm.handler.of("received")
     assert torch.equal(vectors[0], outgoing.vectors[0])
-
-
-def test_an_offer_is_not_offered_again_to_a_busy_peer(tools: Any) -> None:
-    """Its caller calls somebody else; but a peer that has not got the view yet is tried again."""
-    swarm = tools.Swarm(tools)
-    answers = iter([Verdict.EPOCH_AHEAD, Verdict.BUSY])
-    swarm.handler.judge = lambda _: next(answers)
-    head, _ = swarm.send(kind=Kind.OFFER, exchange=1)
-    assert swarm.reports.wait("sent") == [("peer", head, Verdict.BUSY)]
-    assert swarm.reports.of("retried") == [("peer", "EPOCH_AHEAD")]
-
-
-def test_a_refusal_has_no_payload(tools: Any) -> None:
-    """An exchange is declined by a reply that holds no model."""
-    swarm = tools.Swarm(tools)
-    refusal = tools.head(kind=Kind.REPLY, exchange=1, count=0, lost=True)
-    registers = Registers(torch.zeros(swarm.contract.elements), {}, 0)
-    swarm.outbox.send("peer", refusal, registers.outgoing((), refusal))
-    assert swarm.reports.wait("sent") == [("peer", refusal, Verdict.ACCEPTED)]
-    assert swarm.handler.of("lost") == [(refusal,)]
 
 
 @given(st.integers(0, 10**9))

@@ -14,6 +14,7 @@ from peer.algorithms.metric_relay import Sum, SwarmMean
 from peer.codec import Format, encode
 from peer.transport import wire
 from peer.transport.buffers import LARGE_PER_EDGE, SMALL_PER_EDGE
+from peer.transport.contract import PAIR_KINDS
 from relayswarm.net.gate import Denial
 from relayswarm.peer.v1 import peer_pb2 as pb
 
@@ -296,12 +297,22 @@ def test_buffers_are_used_again_but_never_while_read(tools: Any, handler: Any) -
 def test_kinds_do_not_share_buffers(tools: Any, handler: Any) -> None:
     contract = tools.contract()
     stub = tools.stub(tools.server(handler, contract).address)
-    for kind in Kind:
+    for kind in set(Kind) - PAIR_KINDS:
         message = tools.header(tools.head(kind=kind, metrics=("loss",)), contract)
         fmt, elements = contract.format_of(kind), contract.span(kind, 0).elements
         for _ in range(SMALL_PER_EDGE):
             response = stub.RelayUnary(tools.unary(message, torch.zeros(elements), fmt))
             assert verdict(response) is Verdict.ACCEPTED
+
+
+@pytest.mark.parametrize("kind", sorted(PAIR_KINDS, key=lambda kind: kind.value))
+def test_messages_of_pairs_have_a_call_of_their_own(tools: Any, handler: Any, kind: Kind) -> None:
+    contract = tools.contract()
+    stub = tools.stub(tools.server(handler, contract).address)
+    message = tools.header(tools.head(kind=kind, exchange=1), contract)
+    with pytest.raises(grpc.RpcError, match="send it in a call of Exchange"):
+        stub.RelayUnary(tools.unary(message, torch.zeros(1000)))
+    assert not handler.of("admit")
 
 
 SUMS = torch.tensor([0.1, 3.0, 2.0, 1e300, 0.0, 1.0], dtype=torch.float64)

@@ -252,7 +252,7 @@ def test_reads_chunks_of_any_encoder(offset: int, data: bytes) -> None:
     ours = wire.chunk_bytes(offset, data)
     theirs = pb.RelayRequest(offset=offset, data=data).SerializeToString()
     for request in (ours, theirs):
-        chunk = wire.parse_request(request)
+        chunk = wire.parse_part(request, pb.RelayRequest)
         assert isinstance(chunk, Chunk)
         assert (chunk.offset, bytes(chunk.data)) == (offset, data)
         chunk = wire.parse_response(request)
@@ -262,7 +262,7 @@ def test_reads_chunks_of_any_encoder(offset: int, data: bytes) -> None:
 
 def test_our_own_chunks_are_read_in_place() -> None:
     request = wire.chunk_bytes(0, bytes(100))
-    chunk = wire.parse_request(request)
+    chunk = wire.parse_part(request, pb.RelayRequest)
     assert isinstance(chunk, Chunk)
     assert chunk.data.obj is request
 
@@ -275,7 +275,7 @@ def test_reads_as_protobuf_does_or_refuses(request: bytes) -> None:
     except DecodeError:
         expected = None
     try:
-        part: Message | Chunk = wire.parse_request(request)
+        part: Message | Chunk = wire.parse_part(request, pb.RelayRequest)
     except MalformedError:
         assert expected is None or expected.HasField("header") + expected.HasField("trailer") > 0
         return
@@ -294,7 +294,7 @@ def test_a_request_holds_one_thing() -> None:
         pb.RelayRequest(trailer=pb.Trailer(), data=b"x"),
     ):
         with pytest.raises(MalformedError, match="send them apart"):
-            wire.parse_request(request.SerializeToString())
+            wire.parse_part(request.SerializeToString(), pb.RelayRequest)
 
 
 @given(st.binary(max_size=300), u32)
