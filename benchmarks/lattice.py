@@ -45,6 +45,7 @@ Row = dict[str, Any]
 
 SEEDS = (1, 2, 3, 4, 5)
 LOSSES = (0.0, 0.1)
+LOCAL_STEPS = {"digits": 300, "fashion-mnist": 150}
 PROCESSES = 2
 MOST_BYTES, MOST_POINTS = 0.27, 0.3  # what is aimed at
 FLOAT32, LATTICE = "float32", "lattice"
@@ -66,6 +67,7 @@ class Method:
     """How an algorithm is run, in TOML, and what puts its messages on the lattice."""
 
     name: str
+    local_steps: int
     settings: tuple[str, ...]
     formats: Mapping[str, str]
 
@@ -73,8 +75,15 @@ class Method:
 METHODS = (
     Method(
         "relaysgd",
-        ("steps=300", "data.alpha=0.1"),
+        1,
+        ("data.alpha=0.1",),
         {name: f'transport.wire_format="{name}"' for name in (FLOAT32, LATTICE)},
+    ),
+    Method(
+        "swarmsgd",
+        3,
+        (),
+        {FLOAT32: 'algorithm.quantize="none"', LATTICE: 'algorithm.quantize="lattice"'},
     ),
 )
 
@@ -99,6 +108,8 @@ class Case(NamedTuple):
             f'algorithm.name="{method.name}"',
             f"faults.drop={self.loss}",
             f"seed={self.seed}",
+            f"steps={LOCAL_STEPS[self.task] // method.local_steps}",
+            f"algorithm.local_steps={method.local_steps}",
             *method.settings,
             method.formats[self.wire],
         ]

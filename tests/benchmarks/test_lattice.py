@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,10 @@ def test_pairs_differ_in_the_wire_format_alone(method: int) -> None:
 
 
 def test_a_pair_of_short_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = tuple(
-        lattice.Method(m.name, (*m.settings, "steps=4", "peers=4"), m.formats) for m in METHODS
-    )
+    short = [replace(m, settings=(*m.settings, "steps=4", "peers=4")) for m in METHODS]
     monkeypatch.setattr(lattice, "METHODS", short)
-    cases = [Case("digits", 0, 0.0, wire, seed) for seed in (1, 2) for wire in (FLOAT32, LATTICE)]
     monkeypatch.setattr(lattice, "SEEDS", (1, 2))
+    cases = [Case("digits", 0, 0.0, wire, seed) for seed in (1, 2) for wire in (FLOAT32, LATTICE)]
     ends = {case: lattice.simulated(case, None) for case in cases}
     row = lattice._paired("digits", 0, 0.0, ends)
     written = row["messages_by_bits"]
