@@ -206,6 +206,29 @@ def test_volumes_ports_and_labels_fit_together(overlay: str) -> None:
     assert only(overlay, "Service", peer["serviceName"])["spec"]["clusterIP"] == "None"
 
 
+def test_prometheus_finds_the_pods_under_the_jobs_that_rules_know() -> None:
+    config = yaml.safe_load((ROOT / "deploy/prometheus/kubernetes.yml").read_text())
+    (job,) = config["scrape_configs"]
+    kept = {
+        one["source_labels"][0]: one["regex"]
+        for one in job["relabel_configs"]
+        if one.get("action") == "keep"
+    }
+    jobs = set()
+    for _, template in workloads(rendered("local")):
+        labels = template["metadata"]["labels"]
+        part_of = kept["__meta_kubernetes_pod_label_app_kubernetes_io_part_of"]
+        assert labels["app.kubernetes.io/part-of"] == part_of
+        (container,) = template["spec"]["containers"]
+        ports = {one["name"] for one in container["ports"]}
+        assert kept["__meta_kubernetes_pod_container_port_name"] in ports
+        jobs.add("relayswarm-" + labels["app.kubernetes.io/name"])
+    compose = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    assert jobs == {one["job_name"] for one in compose["scrape_configs"]}
+    rules = (ROOT / "deploy/prometheus/rules.yml").read_text()
+    assert set(re.findall(r'job="([^"]+)"', rules)) <= jobs
+
+
 @pytest.mark.parametrize("overlay", NAMES)
 def test_options_are_those_of_the_commands(overlay: str) -> None:
     """Flags and variables that no command knows would be errors, or of no effect, in the pod."""
