@@ -27,7 +27,8 @@ STATUS = "http://127.0.0.1:9100/status.json"
 PATIENCE_S = 600.0
 POINTS = 0.03
 # Delays make steps take their time: the swarm must not be done before all has happened to it.
-SETTINGS = ("steps=4000", "faults.delay_s=0.03", "evaluation.every=500")
+# As many shards as there are peers at most: one is lost with the peer that is killed.
+SETTINGS = ("steps=4000", "data.shards=6", "faults.delay_s=0.03", "evaluation.every=500")
 
 pytestmark = pytest.mark.timeout(5400)
 
