@@ -76,7 +76,9 @@ def build_algorithm(config: RunConfig, start_step: int = 0) -> Algorithm:
         seed=config.seed,
         start_step=start_step,
         local_steps=config.algorithm.local_steps,
+        clip=config.robust.clip,
     )
+    _check_clip(config)
     _check_wire_format(config)
     try:
         return make(*find_algorithm(config.algorithm.name), algorithm_options(config), run)
@@ -96,6 +98,16 @@ def _check_wire_format(config: RunConfig) -> None:
         problem = f"{name} draws its partners, so that their last messages are old"
         remedy = 'set algorithm.quantize = "lattice" instead'
         raise ConfigError("transport.wire_format", wire_format, problem, remedy)
+
+
+def _check_clip(config: RunConfig) -> None:
+    """A limit that nobody heeds would be worse than none."""
+    kind, _ = find_algorithm(config.algorithm.name)
+    if config.robust.clip is not None and not kind.clips:
+        able = ", ".join(sorted(name for name, (known, _) in ALGORITHMS.items() if known.clips))
+        problem = f"{config.algorithm.name} does not hold its messages to a distance"
+        remedy = f"leave it out, or choose one of these methods: {able}"
+        raise ConfigError("robust.clip", config.robust.clip, problem, remedy)
 
 
 def _check_options(name: str, given: Mapping[str, Any], options_type: type[Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from peer.algorithms.clipping import plain
 from peer.algorithms.core import (
     LIVE,
     Algorithm,
@@ -18,6 +19,7 @@ from peer.algorithms.core import (
     Event,
     Finished,
     Head,
+    Kind,
     Lin,
     NewView,
     Observe,
@@ -87,12 +89,14 @@ class Driver:
     def _perform(self, effect: object) -> None:
         match effect:
             case Set(reg, lin, tree):
-                self._vectors.set(reg, lin, tree)
+                self._vectors.set(reg, self._plain(lin, tree), tree)
             case Quantize(reg, lin, to, head):
                 self._vectors.quantize(reg, lin, to, head)
             case Apart(lin):
-                self._vectors.apart(lin)
+                self._vectors.apart(self._plain(lin, None))
             case Send(to, head, lins):
+                tree = head.tree if head.kind is Kind.RELAY else None
+                lins = tuple([self._plain(lin, tree) for lin in lins])
                 self._host.send(to, head, self._vectors.outgoing(lins, head))
             case Train():
                 self._vectors.about_to_write(LIVE)
@@ -101,6 +105,7 @@ class Driver:
                 self._host.cancel(to, head)
             case Observe(metric, lin, tree):
                 if self._host.wants(metric):
+                    lin = self._plain(lin, tree)
                     self._host.observed(metric, self._vectors.norm(lin, tree))
             case Drop():
                 self._host.dropped(effect)
@@ -110,3 +115,6 @@ class Driver:
                 self._host.finished(effect)
             case _:
                 raise AssertionError(f"an algorithm emitted {effect!r}")
+
+    def _plain(self, lin: Lin, tree: int | None) -> Lin:
+        return plain(lin, lambda difference: self._vectors.norm(difference, tree))

@@ -139,6 +139,19 @@ class TopologyConfig(_Section):
     )
 
 
+class RobustConfig(_Section):
+    """Protection from members who poison the model."""
+
+    clip: float | None = Field(
+        None,
+        gt=0,
+        description="How far a received model may be from this peer's own, as a Euclidean norm "
+        "over the whole model; one that is further is drawn up to that distance. Lowered: a "
+        "poisoner moves its neighbours by less; too low: honest models are held back, too. Unset: "
+        "no limit. For relaysgd, dpsgd and pairwise methods.",
+    )
+
+
 class EvaluationConfig(_Section):
     """When peers evaluate their model; the final model is always evaluated."""
 
@@ -309,6 +322,7 @@ class RunConfig(_Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     topology: TopologyConfig = TopologyConfig()
+    robust: RobustConfig = RobustConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     transport: TransportConfig = TransportConfig()
     coordinator: CoordinatorConfig = CoordinatorConfig()

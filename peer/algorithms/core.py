@@ -358,6 +358,7 @@ class Run:
     seed: int = 0
     start_step: int = 0  # above 0 after a resume
     local_steps: int = 1  # optimizer steps in a step, for methods that vary them
+    clip: float | None = None  # how far a message may be, for methods that hold it: see `clipping`
 
 
 @dataclass(frozen=True)
@@ -384,6 +385,7 @@ class Algorithm(ABC):
     name: ClassVar[str]
     sections: ClassVar[int] = 1  # vectors in each of its messages
     conserves: ClassVar[Conserved | None] = None
+    clips: ClassVar[bool] = False  # whether it heeds `Run.clip`
     Options: ClassVar[type[Any]] = NoOptions
 
     @property

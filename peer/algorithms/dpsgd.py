@@ -27,6 +27,7 @@ class DPSGD(Gossip):
     """Gossip averaging of models."""
 
     name = "dpsgd"
+    clips = True
 
     def __init__(self, run: Run, options: Options | None = None) -> None:
         super().__init__(run)
@@ -36,4 +37,4 @@ class DPSGD(Gossip):
         return (Lin(((1, X),)),)
 
     def mix(self, row: Row) -> list[Effect]:
-        return [*row.distance(X), Set(X, row.mean(X))]
+        return [*row.distance(X), Set(X, row.mean(X, clip=self.run.clip))]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
+from peer.algorithms.clipping import clipped
 from peer.algorithms.core import (
     LIVE,
     Coef,
@@ -41,9 +42,9 @@ class Row:
     others: tuple[tuple[Coef, Received], ...]
     total: Coef
 
-    def mean(self, own: Reg, section: int = 0) -> Lin:
-        """The weighted mean of `own` and of that section of each message."""
-        others = ((weight, received.messages[section]) for weight, received in self.others)
+    def mean(self, own: Reg, section: int = 0, clip: Coef | None = None) -> Lin:
+        """The weighted mean of `own` and of that section of each message, held to `clip`."""
+        others = ((weight, clipped(r.messages[section], own, clip)) for weight, r in self.others)
         return Lin(((self.own, own), *others), self.total)
 
     def distance(self, own: Reg) -> list[Effect]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar
 
+from peer.algorithms.clipping import clipped
 from peer.algorithms.core import (
     Algorithm,
     Apart,
@@ -100,6 +101,7 @@ class Pairwise(Algorithm):
 
     shared: ClassVar[Reg]  # what this peer offers and replies, and what exchanges change
     conserves = Conserved.WEIGHT
+    clips = True
     holds: ClassVar[bool] = False  # offers that come in while it trains; or answers them at once
 
     def __init__(self, run: Run, options: Options) -> None:
@@ -303,7 +305,7 @@ class Pairwise(Algorithm):
     def _go_on(self, reply: Received | None, now: float) -> list[Effect]:
         """The end of a step as the initiator, without a reply alone."""
         self._turns.done(now)
-        x_j = reply.messages[0] if reply else None
+        x_j = self._held(reply) if reply else None
         effects = [*self._apart(x_j), *self.initiated(x_j)]
         return [*effects, *self._next_step(now, complete=reply is not None)]
 
@@ -393,7 +395,7 @@ class Pairwise(Algorithm):
 
     def _part(self, now: float, outcome: Outcome) -> list[Effect]:
         """The end of an exchange at the partner."""
-        (x_i,) = self._exchanges.part(outcome).messages
+        x_i = self._held(self._exchanges.part(outcome))
         self._turns.done(now)
         return [*self._apart(x_i), *self.visited(x_i), *self.after_visit(now, complete=True)]
 
@@ -418,6 +420,9 @@ class Pairwise(Algorithm):
         return effects
 
     # --- small things ------------------------------------------------------------------------
+
+    def _held(self, received: Received) -> Message:
+        return clipped(received.messages[0], self.shared, self.run.clip)
 
     def _own(self) -> Lin:
         return Lin(((1, self.own),))

@@ -64,6 +64,10 @@ class Relaying(Synchronous):
     def average(self, view: View, tree: int, n_bar: Coef) -> list[Effect]:
         """Use the sums of one tree (`came`), to which n_bar peers contributed."""
 
+    def sum_in(self, received: Received) -> Message:
+        """The sum in a message, as it is used and relayed."""
+        return received.messages[0]
+
     def alone(self, view: View, tree: int) -> list[Effect]:  # noqa: ARG002
         """Go on without anybody's contribution, as if the step had no averaging."""
         return []
@@ -86,7 +90,7 @@ class Relaying(Synchronous):
 
     def _message(self, tree: int, j: PeerId) -> Send:
         others = [m for (k_tree, k), m in self._relayed.items() if k_tree == tree and k != j]
-        lin = Lin((*self.own(), *((1, m.messages[0]) for m in others)))
+        lin = Lin((*self.own(), *((1, self.sum_in(m)) for m in others)))
         count = 1 + sum(m.head.count for m in others)
         return Send(j, self.head(count, tree=tree), (lin,))
 
@@ -104,7 +108,7 @@ class Relaying(Synchronous):
 
     def came(self, tree: int) -> Terms:
         """The sum of what came over the edges of a tree."""
-        return tuple((1, m.messages[0]) for (k, _), m in self._relayed.items() if k == tree)
+        return tuple((1, self.sum_in(m)) for (k, _), m in self._relayed.items() if k == tree)
 
     def _count(self, tree: int) -> Coef:
         return 1 + sum(m.head.count for (k, _), m in self._relayed.items() if k == tree)  # n_bar

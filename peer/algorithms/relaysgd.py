@@ -23,7 +23,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from peer.algorithms.core import LIVE, Coef, Effect, Lin, Observe, Reg, Role, Run, Set, View
+from peer.algorithms.clipping import clipped
+from peer.algorithms.core import (
+    LIVE,
+    Coef,
+    Effect,
+    Lin,
+    Message,
+    Observe,
+    Received,
+    Reg,
+    Role,
+    Run,
+    Set,
+    View,
+)
 from peer.algorithms.relaying import Relaying, Terms
 
 X = Reg(LIVE)
@@ -43,6 +57,7 @@ class RelaySGD(Relaying):
     """
 
     name = "relaysgd"
+    clips = True
 
     def __init__(self, run: Run, options: Options | None = None) -> None:
         self.options = options or Options()
@@ -67,6 +82,9 @@ class RelaySGD(Relaying):
 
     def own(self) -> Terms:
         return ((1, X),)  # x_half
+
+    def sum_in(self, received: Received) -> Message:
+        return clipped(received.messages[0], X, self.run.clip)
 
     def average(self, view: View, tree: int, n_bar: Coef) -> list[Effect]:
         return [*self._distance(tree, n_bar), Set(X, self._mean(view, tree, n_bar), tree)]

@@ -69,6 +69,8 @@ def _obstacle(config: RunConfig) -> str | None:
         return "peers that crash and rejoin cannot be stacked"
     if {"geometric", "script"} & config.algorithm.options.keys():
         return "a number of local steps that varies cannot be stacked"
+    if config.robust.clip is not None:
+        return "messages that are held to a distance cannot be stacked"
     if LATTICE in (config.transport.wire_format, config.algorithm.quantize):
         return "messages on the lattice, each next to the last one, cannot be stacked"
     return None

@@ -80,6 +80,12 @@ RELAYING = {
         "faults.jitter_s=0.02",
         "faults.duplicate=0.3",
     ),
+    "held to a distance, two trees, known losses": (
+        "topology.graph=complete",
+        "topology.tree=double-binary-trees",
+        "robust.clip=0.05",
+        "faults.drop=0.2",
+    ),
     "noisy gradients": ("topology.graph=chain", "task.options={gradient_noise=1.0}"),
 }
 

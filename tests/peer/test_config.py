@@ -129,3 +129,16 @@ def test_pairs_have_a_lattice_of_their_own(wire_format: str, quantize: str, word
 def test_methods_with_steps_have_no_quantizer() -> None:
     with pytest.raises(ConfigError, match=r"quantize = 'lattice': relaysgd has no such"):
         peer.config.check_algorithm(parse("", ["algorithm.quantize=lattice"]))
+
+
+@pytest.mark.parametrize("name", ["relaysgd", "dpsgd", "swarmsgd", "adpsgd"])
+def test_a_distance_that_messages_are_held_to_reaches_the_method(name: str) -> None:
+    config = parse("", (f"algorithm.name={name}", "robust.clip=0.5"))
+    assert peer.config.build_algorithm(config).run.clip == 0.5  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["d2", "gradient-tracking", "sgp", "allreduce", "relaysgd-grad"])
+def test_a_method_that_holds_no_message_refuses_a_distance(name: str) -> None:
+    config = parse("", (f"algorithm.name={name}", "robust.clip=0.5"))
+    with pytest.raises(ConfigError, match=rf"robust.clip = 0.5: {name} does not .*relaysgd"):
+        peer.config.build_algorithm(config)
