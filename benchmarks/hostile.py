@@ -11,8 +11,8 @@ messages that are still to come: of that only certificates keep anybody (docs/se
 Slices of hostile and of harmless calls take turns, so that whatever else the machine does weighs on
 both; what they send is alike in number and size. `ratio` is the median, over pairs of slices, of
 the steps in the hostile slice by those in the harmless one; `to_quiet` compares with slices without
-calls. Those that stay half open are left to
-the peer to cut off. Prints JSON, and writes it (`--output`).
+calls. Processor seconds are those of the called peer. Calls of the last slice that stay half open
+are left to the peer to cut off. Prints JSON, and writes it (`--output`).
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ HOSTILE: dict[str, tuple[Call, frozenset[str]]] = {
     ),
     "half open, a model not read": (
         lambda c, line: c.read_model(line),
-        # a small one goes out whole: then only the caller's own deadline ends the call
+        # a small model goes out whole: then only the caller's own deadline ends the call
         frozenset(
             {"CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "cancelled by the caller"}
         ),
@@ -340,6 +340,11 @@ class Processes:
         self.process = psutil.Process(started[0][0].pid)
         self.peer = started[0][1]["address"]
 
+    def seconds(self) -> float:
+        """Of the processor that the called peer has taken."""
+        times = self.process.cpu_times()
+        return times.user + times.system
+
     def _start(self, command: str, *arguments: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
         log = (self._folder / f"{command}-{'-'.join(arguments[1:2]).replace(':', '-')}.log").open(
             "w"
@@ -376,13 +381,15 @@ def measure(calls: int, rate: float, slices: int) -> dict[str, Any]:
         before = swarm.process.memory_info().rss
         kinds = {"harmless": HARMLESS, "hostile": hostile, "quiet": {}}
         rates: dict[str, list[float]] = {name: [] for name in kinds}
+        processor: dict[str, list[float]] = {name: [] for name in kinds}
         memory = [before]  # after each slice of hostile calls
         peak = before
         for pair in range(slices):
             for name in list(kinds) if pair % 2 == 0 else list(kinds)[::-1]:
-                step, began = caller.state().step, time.monotonic()
+                step, began, spent = caller.state().step, time.monotonic(), swarm.seconds()
                 storm(caller, kinds[name], each, rate)
                 rates[name].append((caller.state().step - step) / (time.monotonic() - began))
+                processor[name].append(swarm.seconds() - spent)
                 peak = max(peak, swarm.process.memory_info().rss)
                 caller.settle(TIMEOUT_S if pair == slices - 1 else 0.5)
                 if name == "hostile":
@@ -400,6 +407,7 @@ def measure(calls: int, rate: float, slices: int) -> dict[str, Any]:
                 "by_slice": [round((now - before) / 2**20, 1) for now in memory],
             },
             "steps_a_second": {k: round(statistics.median(v), 2) for k, v in rates.items()},
+            "processor_seconds": {k: round(sum(v), 1) for k, v in processor.items()},
             "ratio": round(statistics.median(ratios), 3),
             "to_quiet": round(statistics.median(_ratios(rates["hostile"], rates["quiet"])), 3),
             "ratios": [round(ratio, 3) for ratio in sorted(ratios)],
@@ -417,7 +425,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--calls", type=int, default=10_000, help="hostile calls")
     parser.add_argument("--rate", type=float, default=100.0, help="calls a second")
-    parser.add_argument("--slices", type=int, default=10, help="of hostile calls")
+    parser.add_argument("--slices", type=int, default=40, help="of hostile calls")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
     given = parser.parse_args(arguments)
     figures = measure(given.calls, given.rate, given.slices)

@@ -11,11 +11,14 @@ from collections.abc import Callable
 
 import torch
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 MAPPED_BYTES = 4 << 20
 """From this size on memory is mapped by itself, and given back when it is freed: models are."""
 KEPT_BYTES = 16 << 20
 """So much freed memory at the end of an arena is kept, for the chunks that come next."""
+ARENAS = 2
+"""With one for each thread that serves calls, whoever calls a peer could have it keep many times as
+much: `benchmarks/hostile.py`."""
 
 _here = threading.local()
 
@@ -28,6 +31,7 @@ def keep_freed_memory() -> None:
     """
     mallopt = _c_function("mallopt")
     if mallopt is not None:
+        mallopt(_M_ARENA_MAX, ARENAS)
         mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
