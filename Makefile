@@ -38,6 +38,9 @@ demo: $(VENV)/.runtime ## Eight peers learn digits on this machine; report in re
 test: $(VENV)/.dev kubectl ## Run the tests (ARGS='-k relay -x' goes to pytest)
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10 --durations-min=1 $(ARGS)
 
+soak-exchange: $(VENV)/.dev ## 200 kills of peers at random moments of exchanges, some minutes (SOAK_SEED=2 for others)
+	@SOAK_KILLS=$${SOAK_KILLS:-200} $(BIN)/python -m pytest -q -s tests/daemon/test_exchange_soak.py $(ARGS)
+
 test-ray: $(RAY_VENV)/.ray ## Sweep on a local Ray, and compare the rows with those of processes
 	@$(RAY_VENV)/bin/python -m pytest -q -k 'ray or parquet' tests/peer/sweep/test_sweep.py $(ARGS)
 

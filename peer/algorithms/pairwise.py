@@ -235,7 +235,6 @@ class Pairwise(Algorithm):
         if self.phase is Phase.IDLE:
             self._seed(view.me)
             self._turns.keep(view.members, now)
-            self._step = max(self._step, view.effective_step)
             return [*self.begin(), *self._train()]
         self._turns.keep(view.members, now)
         self._exchanges.forget()

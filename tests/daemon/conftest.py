@@ -77,6 +77,7 @@ class Zygote:
                 with self._changed:
                     if "started" in news:
                         self._started.append(news["started"])
+                        self._exit_codes.pop(news["started"], None)  # of an earlier such pid
                     else:
                         self._exit_codes[news["ended"]] = news["exit_code"]
                     self._changed.notify_all()

@@ -185,6 +185,14 @@ def training(me: str = "b", others: str = "ac", steps: int = 5) -> SwarmSGD:
     return peer
 
 
+def test_a_newcomer_begins_at_its_own_step() -> None:
+    """Steps are each peer's own: were they taken over from the view, each newcomer would push the
+    next one's further ahead."""
+    peer = SwarmSGD(Run(5, deadline_s=DEADLINE_S, start_step=3))
+    effects = peer.handle(NewView(replace(view(), effective_step=4000)), 0.0)
+    assert effects[-1] == Train(3)
+
+
 def calling(me: str = "b", others: str = "ac") -> tuple[SwarmSGD, Send]:
     """A peer that has, at time 1, made its first call."""
     peer = training(me, others)
