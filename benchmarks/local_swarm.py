@@ -3,8 +3,9 @@
     python benchmarks/local_swarm.py seeds     8 peers on digits (the demo) with three seeds
     python benchmarks/local_swarm.py losses    the same with and without 10 % lost messages, in turn
     python benchmarks/local_swarm.py hung      one of 8 peers is stopped for good half way
+    python benchmarks/local_swarm.py killed    8 runs (alpha 1), in each another peer is killed
 
-Prints a table and writes JSON beside it (`--output`). Takes one to five minutes each.
+Prints a table and writes JSON beside it (`--output`). Takes one to five minutes each, `killed` ten.
 """
 
 from __future__ import annotations
@@ -31,15 +32,19 @@ Event = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["seeds", "losses", "hung"])
+    parser.add_argument("what", choices=["seeds", "losses", "hung", "killed"])
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if `killed` finds fault")
     arguments = parser.parse_args()
-    figures = {"seeds": seeds, "losses": losses, "hung": hung}[arguments.what]()
+    modes = {"seeds": seeds, "losses": losses, "hung": hung, "killed": killed}
+    figures = modes[arguments.what]()
     figures |= {"machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"}
     figures |= {"date": time.strftime("%Y-%m-%d")}
     if arguments.output:
         arguments.output.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
+    if arguments.check and not figures["within_3_points"]:
+        raise SystemExit("a survivor is more than 3 points below the baseline")
 
 
 def seeds() -> Event:
@@ -101,6 +106,48 @@ def hung() -> Event:
         "ratio": rate_of(after) / rate_of(before),
         "messages_missed_among_the_living": among,
         "neighbours_of_the_stopped": sorted(allowed),
+    }
+
+
+def killed() -> Event:
+    """What a death costs: the coordinator's new epoch, the others' waits, their accuracy.
+
+    `run` ends this with an error if `relayswarm up` does not exit with 0.
+    """
+    rows = [one_killed(f"peer-{k}") for k in range(8)]
+    worst = min(row["worst"] - row["baseline"] for row in rows)
+    slowest = max(row["new_epoch_s"] for row in rows)
+    return {
+        "rows": rows,
+        "worst_survivor_points_from_baseline": round(100 * worst, 2),
+        "slowest_new_epoch_s": slowest,
+        "within_3_points": worst >= -0.03,
+    }
+
+
+def one_killed(victim: str) -> Event:
+    """One run in which a peer is killed (SIGKILL) half way."""
+    died: list[float] = []
+
+    def kill_half_way(event: Event, pids: dict[str, int]) -> None:
+        if event["event"] == "step" and event["step"] == 200 and not died:
+            os.kill(pids[victim], signal.SIGKILL)
+            died.append(time.monotonic())
+
+    events = run("--set", "data.alpha=1.0", on_event=kill_half_way)
+    report = events[-1]["report"]
+    epochs = [e for e in events if e["event"] == "topology" and e["reason"] == "unreachable"]
+    after = [e for e in events if e["event"] == "step" and died[0] <= e["at"] < died[0] + 5]
+    survivors = [peer["id"] for peer in report["peers"]]
+    assert victim not in survivors, f"{victim} was killed and yet has finished"
+    return {
+        "killed": victim,
+        "survivors": len(survivors),
+        "new_epoch_s": round(epochs[0]["at"] - died[0], 2),
+        "longest_wait_s": round(max(e["wait_s"] for e in after), 2),
+        "waited_s_in_5_s": round(sum(e["wait_s"] for e in after), 2),
+        "timed_out": sum(peer["messages_timed_out"] for peer in report["peers"]),
+        **accuracies(report),
     }
 
 

@@ -20,10 +20,16 @@ from peer.daemon import Daemon, Stop
 from peer.metrics import PeerMetrics, value
 from peer.parts import Parts, PeerOptions
 from peer.training.files import require_writable
-from peer.transport.coordinator_client import CoordinatorClient, Joined, JoinInfo, Renewal
+from peer.transport.coordinator_client import (
+    CoordinatorClient,
+    Joined,
+    JoinInfo,
+    NoAnswerError,
+    Renewal,
+)
 from peer.transport.process import keep_freed_memory
 from relayswarm import logs
-from relayswarm.errors import ExitCode, JoinError
+from relayswarm.errors import ExitCode, JoinError, OutOfMemoryError
 
 log = logging.getLogger("relayswarm.peer")
 
@@ -82,6 +88,10 @@ class Peer:
             return self._exit_code()
         except JoinError:
             self._end_training(parts)
+            raise
+        except OutOfMemoryError:  # the model may have done half a step: it is not kept
+            self._ended.set()
+            self._say_goodbye(parts, finished=False)
             raise
         finally:
             parts.daemon.close()
@@ -159,6 +169,8 @@ class Peer:
             self._lease_s = self._seat(parts)
         except CancelledError:
             log.info("the end came before this peer could join again")
+        except NoAnswerError:
+            log.warning("the coordinator is away again: joining once it is back")
         except JoinError as error:
             parts.daemon.fail(error)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from peer.algorithms.core import PeerId, Train
@@ -18,6 +19,7 @@ from peer.announce import Announcer
 from peer.checkpoints import Checkpoints
 from peer.metrics import PeerMetrics
 from peer.training.trainer import Trainer, TrainResult
+from relayswarm.errors import OutOfMemoryError
 from relayswarm.task import Measured
 
 
@@ -73,7 +75,13 @@ class TrainingThread:
         every = self._trainer.config.evaluation.every
         if every and effect.step % every == 0 and effect.step > 0:
             self._measured(effect.step, self.evaluate(effect.step))
-        result = self._trainer.train(effect.step, effect.lr_scale, momentum, effect.local_steps)
+        try:
+            result = self._trainer.train(effect.step, effect.lr_scale, momentum, effect.local_steps)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"step {effect.step} took more memory than {self._trainer.device} has ({error}); "
+                "lower data.batch_size, or choose another --device; the last checkpoint is whole"
+            ) from error
         result = self._dawdle(result)
         self.steps_done = effect.step + 1
         return result

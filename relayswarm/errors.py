@@ -42,6 +42,10 @@ class DataError(ConfigError):
     """A data file is missing, truncated or not what it says it is."""
 
 
+class OutOfMemoryError(RelayswarmError):
+    """A step took more memory than its device has."""
+
+
 class JoinError(RelayswarmError):
     """The coordinator could not be reached or refused this peer; the message says why."""
 

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from peer.training.files import TEMPORARY_SUFFIX, write_tensors
+from peer.training.files import TEMPORARY_SUFFIX, unwritable, write_tensors
 from peer.training.flat import FlatModel
 from relayswarm.errors import ConfigError
 
@@ -66,7 +66,10 @@ def save(directory: Path, checkpoint: Checkpoint) -> Path:
 
     Raises ConfigError when the folder cannot be written; what was there stays as it was.
     """
-    existing = _existing(directory)
+    try:
+        existing = _existing(directory)
+    except OSError as error:  # such as too many open files
+        raise unwritable("checkpoint directory", directory, error) from error
     number = 1 + (existing[-1][0] if existing else 0)
     path = directory / f"checkpoint-{number:08d}.safetensors"
     tensors = {name: t.detach().contiguous() for name, t in checkpoint.tensors.items()}
@@ -131,8 +134,13 @@ def _existing(directory: Path) -> list[tuple[int, Path]]:
 
 
 def _prune(directory: Path) -> None:
-    old = [path for _, path in _existing(directory)[:-KEPT]]
-    for path in [*old, *directory.glob(f"checkpoint-*{TEMPORARY_SUFFIX}")]:
+    try:
+        old = [path for _, path in _existing(directory)[:-KEPT]]
+        old += directory.glob(f"checkpoint-*{TEMPORARY_SUFFIX}")
+    except OSError as error:
+        _log.warning("old checkpoints could not be looked for: %s", error)
+        return
+    for path in old:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:

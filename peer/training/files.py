@@ -32,7 +32,7 @@ def write_tensors(
         temporary.replace(path)
         _sync(path.parent)
     except (OSError, SafetensorError) as error:  # the library tells of a full disk in its own way
-        raise _unwritable(field, path, error) from error
+        raise unwritable(field, path, error) from error
 
 
 def require_writable(directory: Path, field: str) -> None:
@@ -45,10 +45,11 @@ def require_writable(directory: Path, field: str) -> None:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        raise _unwritable(field, directory, error) from error
+        raise unwritable(field, directory, error) from error
 
 
-def _unwritable(field: str, path: Path, error: Exception) -> ConfigError:
+def unwritable(field: str, path: Path, error: Exception) -> ConfigError:
+    """What to tell of a place that cannot be written; `field` is the setting that chose it."""
     problem = f"cannot be written ({error})"
     return ConfigError(field, str(path), problem, "choose a writable folder with room")
 

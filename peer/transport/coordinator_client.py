@@ -53,6 +53,11 @@ PROGRESS_EVERY_S = 5.0  # between log lines while the coordinator is away
 SHORTEST_LEASE_S = 0.1
 """What a lease is taken to be at least: no coordinator has a peer renew without a pause."""
 
+
+class NoAnswerError(JoinError):
+    """No coordinator answered in time; it may be back later."""
+
+
 T = TypeVar("T")
 _AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
@@ -131,7 +136,8 @@ class CoordinatorClient:
     def join(self, info: JoinInfo, patience_s: float = 60.0) -> Joined:
         """Join, or learn about the run. Waits up to `patience_s` for a coordinator to answer.
 
-        Raises JoinError with the coordinator's words if it refuses, or if none answers in time.
+        Raises JoinError with the coordinator's words if it refuses, NoAnswerError if none answers
+        in time.
         """
         response = self._join_until(_join_request(info), patience_s)
         config = run_config.parse(response.run_config, source="run config of the coordinator")
@@ -265,8 +271,8 @@ class CoordinatorClient:
             )
         return JoinError(f"the coordinator at {self.address} refused: {words(error)}")
 
-    def _no_answer(self, patience_s: float, error: grpc.RpcError) -> JoinError:
-        return JoinError(
+    def _no_answer(self, patience_s: float, error: grpc.RpcError) -> NoAnswerError:
+        return NoAnswerError(
             f"--coordinator = {self.address!r}: no coordinator answered within {patience_s:g} s "
             f"({words(error)}); check the address, and that it is running"
         )

@@ -183,7 +183,7 @@ class Swarm:
         self.directory = directory
         self.peers: dict[str, Process] = {}
         self._zygote = zygote
-        self._news = threading.Condition()
+        self.news = self._news = threading.Condition()
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "run.toml"
         path.write_text(config.to_toml(), encoding="utf-8")

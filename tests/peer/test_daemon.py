@@ -18,6 +18,7 @@ from peer.algorithms.core import (
     Head,
     Kind,
     NewView,
+    Train,
     Verdict,
 )
 from peer.announce import Announcer
@@ -28,6 +29,7 @@ from peer.simulator.exact import views
 from peer.tasks.registry import load_task
 from peer.training.trainer import Trainer, make_site
 from relayswarm import config as run_config
+from relayswarm.errors import OutOfMemoryError
 from relayswarm.net.gate import Denial
 
 CONFIG = run_config.parse("peers = 2\n[task]\nname = 'quadratics'")
@@ -68,6 +70,19 @@ def daemon() -> Daemon:
         metrics,
         Announcer(speaks=False, stream=io.StringIO()),
     )
+
+
+def test_a_step_without_memory_ends_training_with_a_remedy(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr(daemon.trainer, "train", train)
+    daemon.train(Train(3))
+    with pytest.raises(OutOfMemoryError, match=r"step 3 .* than cpu has .*; lower data.batch_size"):
+        daemon.run()
+    daemon.close()
 
 
 def test_who_calls_when_the_last_step_is_done_is_not_left_waiting(daemon: Daemon) -> None:
