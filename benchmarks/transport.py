@@ -53,7 +53,7 @@ from peer.manifest import hardware, versions
 from peer.registers import Registers
 from peer.transport.client import Outbox
 from peer.transport.contract import Contract, PeerState, Snapshot
-from peer.transport.process import keep_freed_memory
+from peer.transport.process import compute_alone, keep_freed_memory
 from peer.transport.server import PeerServer
 from relayswarm.net.gate import Denial
 
@@ -293,6 +293,7 @@ def work(
 ) -> None:
     """One end: does what it is ordered, until the line is closed."""
     keep_freed_memory()
+    compute_alone()  # as a daemon's core thread does
     site = Site(rank, other.send, other.recv, sockets, store)
     ends: dict[tuple[str, int], Method] = {}
     while (case := orders.recv()) is not None:

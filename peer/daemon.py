@@ -53,6 +53,7 @@ from peer.training_thread import TrainingThread
 from peer.transport.client import Outbox
 from peer.transport.contract import Outgoing, PeerState, Snapshot
 from peer.transport.metric_payload import sums_of
+from peer.transport.process import computing_alone
 from peer.wire_format import quantizer
 from relayswarm import logs
 from relayswarm.net.gate import Denial
@@ -151,6 +152,10 @@ class Daemon:
     def run(self) -> None:
         """Take events until the last step is done. Raises Stop if asked to end before that, and
         whatever training raised."""
+        with computing_alone():
+            self._loop()
+
+    def _loop(self) -> None:
         while not self._finished:
             self._turn(self.algorithm.next_deadline())
         while not self._events.empty():  # calls that came too late: nobody shall wait for answers

@@ -68,9 +68,13 @@ class Registers:
         self.about_to_write(reg.name)
         start, stop = self.span(tree)
         target = self.tensors[reg.name]
+        in_place = all(ref != reg for _, ref in lin.terms[1:])  # else it is read once written
         for a in range(start, stop, self.chunk):
             b = min(a + self.chunk, stop)
-            _cut(target, a, b).copy_(evaluate(lin, self.tensors, a, b, start))
+            out = _cut(target, a, b)
+            value = evaluate(lin, self.tensors, a, b, start, out if in_place else None)
+            if value is not out:
+                out.copy_(value)
         if self._roles.get(reg.name) is Role.CORRECTION:
             target[self._parameters_end :] = 0
 
@@ -183,7 +187,8 @@ def evaluate(
     out: Tensor | None = None,
 ) -> Tensor:
     """Elements [a, b) of `lin`, as a new tensor or in `out`; messages hold elements from `origin`
-    on. `out`, shape (b - a,), has the vectors' dtype and device, and no memory of theirs."""
+    on. `out`, shape (b - a,), has the vectors' dtype and device; of theirs it may only be the
+    first term's."""
     total: Tensor | None = None
     is_own = False  # not a vector of somebody else's
     for coef, ref in lin.terms:

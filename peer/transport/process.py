@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -42,13 +43,28 @@ def compute_alone() -> None:
     A chunk is done before other threads have woken up; and those wait for more to do, spinning, on
     the cores that training needs. `torch.set_num_threads` is for all threads.
     """
-    if getattr(_here, "is_alone", False):
-        return
-    _here.is_alone = True
-    torch.get_num_threads()  # at its first use in a thread torch sets the number itself
+    if not getattr(_here, "is_alone", False):
+        _here.is_alone = True
+        torch.get_num_threads()  # at its first use in a thread torch sets the number itself
+        _set_threads(1)
+
+
+@contextmanager
+def computing_alone() -> Iterator[None]:
+    """What `compute_alone` does, for as long as this lasts."""
+    before = torch.get_num_threads()
+    _set_threads(1)
+    try:
+        yield
+    finally:
+        _set_threads(before)
+
+
+def _set_threads(number: int) -> None:
+    """By OpenMP's rules this holds for the calling thread only."""
     set_num_threads = _c_function("omp_set_num_threads")
     if set_num_threads is not None:
-        set_num_threads(1)  # by OpenMP's rules for the calling thread only
+        set_num_threads(number)
 
 
 def _c_function(name: str) -> Callable[..., object] | None:

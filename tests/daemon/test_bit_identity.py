@@ -56,7 +56,13 @@ RELAYING = {
         "algorithm.fallback=counts",
         "faults.drop=0.2",
     ),
+    "float64 on the wire": ("topology.graph=chain", "transport.wire_format=float64"),
     "bfloat16 on the wire": ("topology.graph=chain", "transport.wire_format=bfloat16"),
+    "float16 on the wire, two trees": (
+        "topology.graph=complete",
+        "topology.tree=double-binary-trees",
+        "transport.wire_format=float16",
+    ),
     "on the lattice, known losses": (
         "topology.graph=star",
         "transport.wire_format=lattice",
@@ -143,6 +149,9 @@ def test_relaying_ends_as_in_the_simulator(
     [
         ("spanning-tree", "float32"),
         ("double-binary-trees", "float32"),
+        ("spanning-tree", "float64"),
+        ("spanning-tree", "bfloat16"),
+        ("double-binary-trees", "float16"),
         ("double-binary-trees", "lattice"),
     ],
 )

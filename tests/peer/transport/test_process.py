@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from peer.transport.process import compute_alone
+from peer.transport.process import compute_alone, computing_alone
 
 FAULTS = """
 import json, resource
@@ -49,6 +49,15 @@ def test_a_thread_that_computes_alone_leaves_others_their_helpers() -> None:
         assert other.submit(torch.get_num_threads).result() == 1
     with ThreadPoolExecutor(1) as third:
         assert third.submit(torch.get_num_threads).result() == 3
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("_three_threads")
+def test_a_thread_computes_alone_for_a_while() -> None:
+    with computing_alone():
+        assert torch.get_num_threads() == 1
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == 3
     assert torch.get_num_threads() == 3
 
 
