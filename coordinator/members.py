@@ -151,6 +151,7 @@ class Member:
     state: str = "joined"
     loss: float = float("nan")
     models_counted: int = 0
+    steps_per_s: float = 0.0
     unreachable: frozenset[str] = frozenset()
     swarm: SwarmMetrics | None = None
 
@@ -202,6 +203,7 @@ class Renew:
     loss: float = float("nan")
     state: str = "training"
     models_counted: int = 0
+    steps_per_s: float = 0.0
     unreachable: frozenset[str] = frozenset()
     swarm: SwarmMetrics | None = None
 

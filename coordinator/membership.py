@@ -221,6 +221,7 @@ class Membership:
             state=member.state if member.done else renew.state,  # nobody takes that back
             loss=renew.loss,
             models_counted=renew.models_counted,
+            steps_per_s=renew.steps_per_s,
             unreachable=renew.unreachable,
             swarm=renew.swarm,
         )

@@ -63,6 +63,7 @@ def renew_event(request: pb.RenewLeaseRequest) -> Renew:
         loss=request.loss,
         state=request.state if request.state in STATES else "unknown",
         models_counted=request.models_counted,
+        steps_per_s=request.steps_per_s,
         unreachable=frozenset(peer[:MAX_TEXT] for peer in request.unreachable[:MAX_UNREACHABLE]),
         swarm=_swarm(request.swarm_metrics) if request.HasField("swarm_metrics") else None,
     )
@@ -135,6 +136,7 @@ def status_message(member: Member, now: float) -> pb.MemberStatus:
         loss=member.loss,
         state=member.state,
         models_counted=member.models_counted,
+        steps_per_s=member.steps_per_s,
         last_seen_s=now - member.last_seen,
         metrics_address=member.metrics_address,
         swarm_metrics=_swarm_message(member.swarm) if member.swarm else None,

@@ -82,6 +82,7 @@ def _member_json(member: pb.MemberStatus) -> dict[str, Any]:
         "loss": member.loss if math.isfinite(member.loss) else None,
         "state": member.state,
         "models_counted": member.models_counted,
+        "steps_per_s": member.steps_per_s if math.isfinite(member.steps_per_s) else None,
         "last_seen_s": round(member.last_seen_s, 3),
         "swarm_metrics": _swarm_json(_swarm_of(member)),
     }
@@ -141,7 +142,7 @@ def _swarm_line(swarm: SwarmMetrics) -> str:
 def _table(status: pb.GetStatusResponse) -> Table:
     table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("peer", no_wrap=True)
-    for name in ("shard", "step", "loss", "models"):
+    for name in ("shard", "step", "steps/s", "loss", "models"):
         table.add_column(name, justify="right")
     table.add_column("state", no_wrap=True)
     table.add_column("last seen", justify="right", no_wrap=True)
@@ -152,6 +153,7 @@ def _table(status: pb.GetStatusResponse) -> Table:
             m.member.peer_id,
             str(m.shard),
             str(m.step),
+            f"{m.steps_per_s:.3g}" if m.steps_per_s > 0 else "-",
             loss,
             str(m.models_counted or "-"),
             m.state,

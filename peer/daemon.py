@@ -48,6 +48,7 @@ from peer.daemon_metrics import swarm_metrics
 from peer.driver import Driver
 from peer.metrics import PeerMetrics, value
 from peer.registers import Registers
+from peer.speed import Speed
 from peer.training.trainer import Trainer, TrainResult
 from peer.training_thread import TrainingThread
 from peer.transport.client import Outbox
@@ -131,6 +132,7 @@ class Daemon:
         self.news = threading.Event()  # `down` has grown: the coordinator should know at once
         self._finished = False
         self._compute_s = 0.0
+        self._speed = Speed()
         self._models_counted = 0
 
     def _begin(self, algorithm: Algorithm) -> None:
@@ -268,14 +270,20 @@ class Daemon:
             with self._guard:
                 self._answer_readers()
         self._busy = True
+        varied, usual = effect.local_steps, self.trainer.config.algorithm.local_steps
+        steps = usual if varied is None else len(varied)
         self._training.start(
-            effect, momentum, lambda done: self.call(lambda: self._trained(effect.step, done))
+            effect,
+            momentum,
+            lambda done: self.call(lambda: self._trained(effect.step, steps, done)),
         )
 
-    def _trained(self, step: int, done: Future[TrainResult]) -> None:
+    def _trained(self, step: int, steps: int, done: Future[TrainResult]) -> None:
         self._busy = False
         result = done.result()
         self.loss, self._compute_s = result.loss, result.seconds
+        self._speed.took(steps, time.monotonic())
+        self.metrics.speed.set(self._speed.steps_per_s)
         self.metrics.trained(result.loss, result.seconds)
         if self._successor is None:
             self._feed(Trained(step, result.lr))
@@ -394,6 +402,7 @@ class Daemon:
             state=self.doing,
             loss=self.loss,
             models_counted=self._models_counted,
+            steps_per_s=self._speed.steps_per_s,
             swarm=self.swarm.known,
         )
 

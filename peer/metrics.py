@@ -41,6 +41,9 @@ class PeerMetrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.speed = self._gauge(
+            "local_steps_per_second", "Optimizer steps per second, over the last seconds."
+        )
         self.loss = self._gauge("training_loss", "Training loss of the last step.")
         self.losses_not_finite = self._counter("losses_not_finite", "Steps whose loss was NaN.")
         self.evaluation = self._gauge("evaluation", "Last evaluation's values.", ["metric"])

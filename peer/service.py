@@ -154,6 +154,7 @@ class Peer:
             loss=state.loss,
             state=state.state,
             models_counted=state.models_counted,
+            steps_per_s=state.steps_per_s,
             unreachable=frozenset(parts.daemon.down),
             swarm=state.swarm,
         )

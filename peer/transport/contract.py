@@ -122,6 +122,7 @@ class PeerState:
     state: str  # waiting, training, averaging, finished
     loss: float = 0.0
     models_counted: int = 0
+    steps_per_s: float = 0.0  # optimizer steps, over the last seconds
     swarm: SwarmMean | None = None
 
 

@@ -110,6 +110,7 @@ class Renewal:
     loss: float = nan
     state: str = "training"
     models_counted: int = 0
+    steps_per_s: float = 0.0
     unreachable: frozenset[PeerId] = frozenset()
     swarm: SwarmMean | None = None
 
@@ -287,6 +288,7 @@ class CoordinatorClient:
             loss=renewal.loss,
             state=renewal.state,
             models_counted=renewal.models_counted,
+            steps_per_s=renewal.steps_per_s,
             unreachable=sorted(renewal.unreachable),
             swarm_metrics=swarm_message(renewal.swarm) if renewal.swarm else None,
         )

@@ -168,6 +168,7 @@ class PeerService:
             loss=state.loss,
             state=state.state,
             models_counted=state.models_counted,
+            steps_per_s=state.steps_per_s,
             swarm_metrics=swarm_message(state.swarm) if state.swarm else None,
         )
 

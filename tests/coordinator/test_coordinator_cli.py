@@ -253,6 +253,7 @@ def address(serve: Callable[..., Any]) -> str:
     running.view(running.watch("peer-0"))
     older, newer = swarm_metrics(5, 3), swarm_metrics(10, 2)
     given = {"loss": 0.5, "state": "training", "models_counted": 3, "swarm_metrics": newer}
+    given["steps_per_s"] = 12.5
     running.renew("peer-0", step=12, **given)
     nan = float("nan")
     running.renew("peer-1", step=11, loss=nan, state="averaging", swarm_metrics=older)
@@ -278,6 +279,7 @@ def test_status_as_json(address: str) -> None:
     first, second, third = shown["members"]
     assert (first["peer"], first["step"], first["loss"], first["shard"]) == ("peer-0", 12, 0.5, 0)
     assert (first["models_counted"], first["metrics_address"]) == (3, "127.0.0.1:1")
+    assert first["steps_per_s"] == 12.5
     assert (second["loss"], second["state"]) == (None, "averaging")
     assert third["state"] == "finished"
     assert first["swarm_metrics"] == shown["swarm_metrics"]
@@ -296,8 +298,8 @@ def test_status_as_a_table(address: str) -> None:
     assert result.exit_code == 0
     assert "run run: running, 2 peers here, 3 needed to start" in result.stdout
     rows = [line.split() for line in result.stdout.splitlines()]
-    assert ["peer-0", "0", "12", "0.5", "3", "training"] in [row[:6] for row in rows]
-    assert ["peer-1", "1", "11", "-", "-", "averaging"] in [row[:6] for row in rows]
+    assert ["peer-0", "0", "12", "12.5", "0.5", "3", "training"] in [row[:7] for row in rows]
+    assert ["peer-1", "1", "11", "-", "-", "-", "averaging"] in [row[:7] for row in rows]
     assert any("└── peer-2" in line for line in result.stdout.splitlines())
     assert "swarm at step 10: loss 0.25, [bold] nan (mean of 2 peers)\n" in result.stdout
 

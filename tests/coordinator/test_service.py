@@ -238,7 +238,7 @@ def test_status_while_waiting_and_running(serve: Serve) -> None:
     assert status.epoch.number == 0
     running.join("peer-1")
     running.await_notice(Publication)
-    running.renew("peer-1", step=7, loss=0.25, state="averaging", models_counted=2)
+    running.renew("peer-1", step=7, loss=0.25, state="averaging", models_counted=2, steps_per_s=1.5)
     running.leave("peer-0", finished=True)
     status = running.stub.GetStatus(pb.GetStatusRequest())
     assert (status.state, status.epoch.number, status.reason[:6]) == ("running", 1, "quorum")
@@ -248,6 +248,7 @@ def test_status_while_waiting_and_running(serve: Serve) -> None:
     assert (going.step, going.loss, going.state, going.models_counted, going.shard) == (
         7, 0.25, "averaging", 2, 1,
     )  # fmt: skip
+    assert going.steps_per_s == 1.5
     assert 0 <= going.last_seen_s < 20
     assert [(e.from_peer_id, e.to_peer_id) for e in status.trees[0].edges] == [("peer-0", "peer-1")]
     assert parse(status.run_config) == parse("peers = 2")

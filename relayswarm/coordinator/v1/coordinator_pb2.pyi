@@ -141,6 +141,7 @@ class RenewLeaseRequest(google.protobuf.message.Message):
     MODELS_COUNTED_FIELD_NUMBER: builtins.int
     UNREACHABLE_FIELD_NUMBER: builtins.int
     SWARM_METRICS_FIELD_NUMBER: builtins.int
+    STEPS_PER_S_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run."""
     peer_id: builtins.str
@@ -155,6 +156,8 @@ class RenewLeaseRequest(google.protobuf.message.Message):
     """What it is doing, in a word."""
     models_counted: builtins.int
     """How many models were in its last average."""
+    steps_per_s: builtins.float
+    """Optimizer steps that it takes per second, over the last seconds; 0 before it is known."""
     @property
     def epoch(self) -> relayswarm.peer.v1.peer_pb2.Epoch:
         """The epoch it has taken up."""
@@ -180,9 +183,10 @@ class RenewLeaseRequest(google.protobuf.message.Message):
         models_counted: builtins.int = ...,
         unreachable: collections.abc.Iterable[builtins.str] | None = ...,
         swarm_metrics: relayswarm.peer.v1.peer_pb2.SwarmMetrics | None = ...,
+        steps_per_s: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["epoch", b"epoch", "swarm_metrics", b"swarm_metrics"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "loss", b"loss", "models_counted", b"models_counted", "peer_id", b"peer_id", "run_id", b"run_id", "state", b"state", "step", b"step", "swarm_metrics", b"swarm_metrics", "unreachable", b"unreachable"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "loss", b"loss", "models_counted", b"models_counted", "peer_id", b"peer_id", "run_id", b"run_id", "state", b"state", "step", b"step", "steps_per_s", b"steps_per_s", "swarm_metrics", b"swarm_metrics", "unreachable", b"unreachable"]) -> None: ...
 
 global___RenewLeaseRequest = RenewLeaseRequest
 
@@ -580,6 +584,7 @@ class MemberStatus(google.protobuf.message.Message):
     LAST_SEEN_S_FIELD_NUMBER: builtins.int
     METRICS_ADDRESS_FIELD_NUMBER: builtins.int
     SWARM_METRICS_FIELD_NUMBER: builtins.int
+    STEPS_PER_S_FIELD_NUMBER: builtins.int
     shard: builtins.int
     """Its data shard."""
     step: builtins.int
@@ -591,6 +596,8 @@ class MemberStatus(google.protobuf.message.Message):
     """Seconds since its last renewal."""
     metrics_address: builtins.str
     """Address of its metrics."""
+    steps_per_s: builtins.float
+    """As in its last renewal."""
     @property
     def member(self) -> global___Member:
         """Its id, life and address."""
@@ -611,8 +618,9 @@ class MemberStatus(google.protobuf.message.Message):
         last_seen_s: builtins.float = ...,
         metrics_address: builtins.str = ...,
         swarm_metrics: relayswarm.peer.v1.peer_pb2.SwarmMetrics | None = ...,
+        steps_per_s: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["member", b"member", "swarm_metrics", b"swarm_metrics"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["last_seen_s", b"last_seen_s", "loss", b"loss", "member", b"member", "metrics_address", b"metrics_address", "models_counted", b"models_counted", "shard", b"shard", "state", b"state", "step", b"step", "swarm_metrics", b"swarm_metrics"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["last_seen_s", b"last_seen_s", "loss", b"loss", "member", b"member", "metrics_address", b"metrics_address", "models_counted", b"models_counted", "shard", b"shard", "state", b"state", "step", b"step", "steps_per_s", b"steps_per_s", "swarm_metrics", b"swarm_metrics"]) -> None: ...
 
 global___MemberStatus = MemberStatus

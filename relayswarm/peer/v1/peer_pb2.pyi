@@ -827,6 +827,7 @@ class GetStateResponse(google.protobuf.message.Message):
     STATE_FIELD_NUMBER: builtins.int
     MODELS_COUNTED_FIELD_NUMBER: builtins.int
     SWARM_METRICS_FIELD_NUMBER: builtins.int
+    STEPS_PER_S_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run it belongs to."""
     peer_id: builtins.str
@@ -841,6 +842,8 @@ class GetStateResponse(google.protobuf.message.Message):
     """What it is doing, in a word: waiting, training, averaging, finished."""
     models_counted: builtins.int
     """How many models were in the last average."""
+    steps_per_s: builtins.float
+    """Optimizer steps that it takes per second, over the last seconds; 0 before it is known."""
     @property
     def epoch(self) -> global___Epoch:
         """Its epoch of topology."""
@@ -861,9 +864,10 @@ class GetStateResponse(google.protobuf.message.Message):
         state: builtins.str = ...,
         models_counted: builtins.int = ...,
         swarm_metrics: global___SwarmMetrics | None = ...,
+        steps_per_s: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["epoch", b"epoch", "swarm_metrics", b"swarm_metrics"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "loss", b"loss", "models_counted", b"models_counted", "peer_id", b"peer_id", "run_id", b"run_id", "state", b"state", "step", b"step", "swarm_metrics", b"swarm_metrics"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "loss", b"loss", "models_counted", b"models_counted", "peer_id", b"peer_id", "run_id", b"run_id", "state", b"state", "step", b"step", "steps_per_s", b"steps_per_s", "swarm_metrics", b"swarm_metrics"]) -> None: ...
 
 global___GetStateResponse = GetStateResponse
 
