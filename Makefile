@@ -72,7 +72,7 @@ test-monitoring: $(VENV)/.dev ## Rules, alerts and every panel's queries, on a r
 COMPOSE_PACKAGES := docker.io docker-compose debootstrap iptables runc prometheus
 
 # On an engine that it starts itself, with base images made from Debian's packages: no registry.
-test-compose: $(VENV)/.dev ## docker-compose.yml on a real engine, about 15 minutes (installs it; needs apt and root)
+test-compose: $(VENV)/.dev ## docker-compose.yml on a real engine, up to half an hour (installs it; needs apt and root)
 	@dpkg -s $(COMPOSE_PACKAGES) >/dev/null 2>&1 || { $(APT_INSTALL) $(COMPOSE_PACKAGES); }
 	@$(BIN)/python -m pytest -q -s systemtests/test_compose.py
 
