@@ -145,7 +145,7 @@ def said(process: subprocess.Popen[bytes], name: str) -> dict[str, Any]:
         event: dict[str, Any] = json.loads(line)
         if event["event"] == name:
             return event
-    raise AssertionError(f"{process.args} ended without {name}")
+    raise AssertionError(f"{process.args!r} ended without {name}")
 
 
 def children_s() -> float:

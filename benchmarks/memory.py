@@ -1,0 +1,156 @@
+"""What memory peers take, in models, beside the bound that follows from how they are built.
+
+    python benchmarks/memory.py                        all methods below
+    python benchmarks/memory.py relaysgd/chain         one of them
+
+Real swarms on this machine whose peers have a model of 60 MB and hardly compute, and the same with
+a model of 20 MB: by how much the largest resident sizes of a peer until its last step differ, for
+each byte by which the models do (chunks under way take as much with either). One model of it is the
+gradient's, which is training's and not counted. The bound: the model, the method's registers, two
+buffers for each edge and tree of the peer with most of them (last step's message, still relayed,
+and this step's), and copies of what a slow stream still reads. Prints a table, and writes JSON and
+a plot (`--output`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from benchmarks.step_overhead import offer_task
+from peer.config import build_algorithm, find_algorithm
+from peer.localswarm.swarm import CONFIG, LOGS, LocalCommands, LocalSwarm
+from peer.manifest import hardware, versions
+from peer.views import peer_ids
+from relayswarm.config import RunConfig, parse
+
+Row = dict[str, Any]
+
+LARGE, SMALL = 15_000_000, 5_000_000  # elements
+STEPS = 30
+
+
+class Case(NamedTuple):
+    """A method on a graph. `buffers` are those of the peer with most edges, in models: two for
+    each edge, of half a model where there are two trees."""
+
+    settings: tuple[str, ...]
+    peers: int
+    buffers: int
+    copies: int = 1
+
+    def config(self, elements: int) -> RunConfig:
+        fixed = {
+            "peers": self.peers,
+            "steps": STEPS,
+            "task.name": "emulated",
+            "task.options.elements": elements,
+            "task.options.sleep_s": 0.02,
+            "optimizer.momentum": 0.0,
+            "evaluation.every": 0,
+            "transport.deadline_s": 60.0,
+        }
+        return parse("", [*(f"{k}={json.dumps(v)}" for k, v in fixed.items()), *self.settings])
+
+    @property
+    def bound(self) -> int:
+        """Models."""
+        config = self.config(SMALL)
+        sections = find_algorithm(config.algorithm.name)[0].sections
+        registers = len(build_algorithm(config, 0).registers)
+        return 1 + registers + self.buffers * sections + self.copies
+
+
+CHAIN, RING = ("topology.graph=chain",), ("topology.graph=ring",)
+TREES = ("topology.graph=complete", "topology.tree=double-binary-trees")
+CASES = {
+    "relaysgd/chain": Case(CHAIN, 3, 4),
+    "relaysgd/chain, overlap": Case((*CHAIN, "algorithm.overlap=true"), 3, 4, copies=2),
+    "relaysgd/two trees": Case(TREES, 4, 4),
+    "dpsgd/ring": Case(("algorithm.name=dpsgd", *RING), 3, 4),
+    "d2/ring": Case(("algorithm.name=d2", *RING), 3, 4),
+    "gradient-tracking/ring": Case(("algorithm.name=gradient-tracking", *RING), 3, 4),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", default=list(CASES), help=", ".join(CASES))
+    parser.add_argument("--output", type=Path, default=Path("reports/benchmark-memory"))
+    arguments = parser.parse_args()
+    rows = []
+    print(f"{'method':26} models  bound")
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["PYTHONPATH"] = offer_task(Path(directory))
+        for name in arguments.cases:
+            rows.append(measure(name, CASES[name]))
+            print(f"{name:26} {rows[-1]['models']:6.2f} {rows[-1]['bound']:6}", flush=True)
+    about = {
+        "date": date.today().isoformat(),
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**about, "rows": rows}, indent=2)
+    (arguments.output / "memory.json").write_text(text + "\n")
+    plot(rows, arguments.output / "memory.png")
+
+
+def measure(name: str, case: Case) -> Row:
+    large, small = (largest_resident(case.config(elements)) for elements in (LARGE, SMALL))
+    models = (large - small) / (4 * (LARGE - SMALL)) - 1  # the gradient
+    return {"method": name, "models": models, "bound": case.bound, "small_bytes": small}
+
+
+def largest_resident(config: RunConfig) -> int:
+    """Bytes: the largest that any peer was at its last step or before."""
+    pids: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        (directory / LOGS).mkdir()
+        (directory / CONFIG).write_text(config.to_toml())
+        commands = LocalCommands(directory, "cpu", None, config)
+        with LocalSwarm(commands, peer_ids(config.peers), directory / LOGS) as swarm:
+            swarm.start()
+            for event in swarm.events():
+                if event is None:
+                    continue
+                if event["event"] == "peer_started":
+                    pids[event["peer"]] = event["pid"]
+                elif event["event"] == "step" and event["step"] >= config.steps - 3:
+                    sizes[event["peer"]] = peak_of(pids[event["peer"]])
+    assert len(sizes) == config.peers
+    return max(sizes.values())
+
+
+def peak_of(pid: int) -> int:
+    """Bytes that a process had in memory at most."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmHWM: this needs Linux")
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axes = figure.add_subplot()
+    names = [row["method"] for row in rows]
+    axes.barh(names, [row["bound"] for row in rows], color="lightgray", label="bound")
+    axes.barh(names, [row["models"] for row in rows], height=0.4, label="measured")
+    axes.invert_yaxis()
+    axes.set_xlabel("models")
+    axes.legend()
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
