@@ -50,10 +50,10 @@ from peer.algorithms.core import LIVE, Epoch, Head, Kind, Lin, Message, Reg, Rol
 from peer.codec import Format, bytes_of
 from peer.codec.edges import LatticeSetting
 from peer.manifest import hardware, versions
+from peer.process import compute_alone, keep_freed_memory
 from peer.registers import Registers
 from peer.transport.client import Outbox
 from peer.transport.contract import Contract, PeerState, Snapshot
-from peer.transport.process import compute_alone, keep_freed_memory
 from peer.transport.server import PeerServer
 from relayswarm.net.gate import Denial
 

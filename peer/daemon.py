@@ -47,6 +47,7 @@ from peer.checkpoints import Checkpoints
 from peer.daemon_metrics import swarm_metrics
 from peer.driver import Driver
 from peer.metrics import PeerMetrics, value
+from peer.process import computing_alone
 from peer.registers import Registers
 from peer.speed import Speed
 from peer.training.trainer import Trainer, TrainResult
@@ -54,7 +55,6 @@ from peer.training_thread import TrainingThread
 from peer.transport.client import Outbox
 from peer.transport.contract import Outgoing, PeerState, Snapshot
 from peer.transport.metric_payload import sums_of
-from peer.transport.process import computing_alone
 from peer.wire_format import quantizer
 from relayswarm import logs
 from relayswarm.net.gate import Denial

@@ -19,6 +19,7 @@ from peer.config import build_algorithm
 from peer.daemon import Daemon, Stop
 from peer.metrics import PeerMetrics, value
 from peer.parts import Parts, PeerOptions
+from peer.process import keep_freed_memory
 from peer.training.files import require_writable
 from peer.transport.coordinator_client import (
     CoordinatorClient,
@@ -27,7 +28,6 @@ from peer.transport.coordinator_client import (
     NoAnswerError,
     Renewal,
 )
-from peer.transport.process import keep_freed_memory
 from relayswarm import logs
 from relayswarm.errors import ExitCode, JoinError, OutOfMemoryError
 

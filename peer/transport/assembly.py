@@ -11,7 +11,7 @@ from peer.algorithms.core import Verdict
 from peer.codec import Bytes, Format, decode, is_finite
 from peer.codec.edges import Coding, Key, Lattice, payload_bytes
 from peer.codec.lattice import BLOCK, FULL_PRECISION, Decoder, encoded_bytes
-from peer.transport.process import compute_alone
+from peer.process import compute_alone
 from peer.transport.wire import MalformedError
 
 

@@ -17,8 +17,8 @@ from peer.algorithms.core import Head, Kind
 from peer.codec import Bytes, encode, tensor_of
 from peer.codec.edges import Forecast, Lattice, payload_bytes
 from peer.codec.lattice import BITS, BLOCK, FULL_PRECISION, Encoder
+from peer.process import compute_alone
 from peer.transport.contract import Contract, Outgoing, Span
-from peer.transport.process import compute_alone
 from peer.transport.wire import (
     CHUNK_BYTES,
     PREFIX_BYTES,

@@ -17,10 +17,10 @@ import grpc
 
 from peer.algorithms.core import Head, Kind, PeerId, Verdict
 from peer.codec.edges import Forecast
+from peer.process import compute_alone
 from peer.transport.contract import Reports
 from peer.transport.letter import Letter, Slot
 from peer.transport.link import Link, NoLinkError, call_on
-from peer.transport.process import compute_alone
 from peer.transport.wire import verdict_of
 from relayswarm.net.security import Security
 from relayswarm.peer.v1 import peer_pb2 as pb

@@ -13,7 +13,7 @@ import torch
 
 from peer.algorithms.core import Kind, Verdict
 from peer.codec import Format, encode
-from peer.transport.process import keep_freed_memory
+from peer.process import keep_freed_memory
 
 ELEMENTS = 400_000  # 1.6 MB: a stream of two chunks
 ROUNDS, FAILED, WARM_UP = 1000, 100, 150

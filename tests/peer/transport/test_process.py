@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from peer.transport.process import compute_alone, computing_alone
+from peer.process import compute_alone, computing_alone
 
 FAULTS = """
 import json, resource
-from peer.transport.process import keep_freed_memory
+from peer.process import keep_freed_memory
 
 def faults(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

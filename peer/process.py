@@ -14,7 +14,7 @@ import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 MAPPED_BYTES = 4 << 20
-"""From this size on memory is mapped by itself, and given back when it is freed: models are."""
+"""From this size on a peer's memory is mapped by itself, and given back when freed: models are."""
 KEPT_BYTES = 16 << 20
 """So much freed memory at the end of an arena is kept, for the chunks that come next."""
 ARENAS = 2
@@ -24,17 +24,18 @@ much: `benchmarks/hostile.py`."""
 _here = threading.local()
 
 
-def keep_freed_memory() -> None:
-    """Have the allocator keep what chunks take, for the next ones.
+def keep_freed_memory(mapped_bytes: int = MAPPED_BYTES, kept_bytes: int = KEPT_BYTES) -> None:
+    """Have the allocator keep what chunks take, for the next ones; for the life of the process.
 
     By default it gives memory of such sizes back to the system each time. To have it again, page
-    by page and zeroed, took as long as sending it.
+    by page and zeroed, took as long as sending it. glibc maps by itself what has more than 32 MiB,
+    whatever `mapped_bytes` says.
     """
     mallopt = _c_function("mallopt")
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, ARENAS)
-        mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, mapped_bytes)
+        mallopt(_M_TRIM_THRESHOLD, kept_bytes)
 
 
 def compute_alone() -> None:
