@@ -27,7 +27,7 @@ endef
 
 APT_INSTALL := apt-get update -qq && apt-get install -y -qq --no-install-recommends
 
-.PHONY: help demo test kills test-ray fuzz test-page test-monitoring test-compose test-networks kubectl check lint types imports docs figures proto proto-check proto-lint format clean
+.PHONY: help demo test soak kills test-ray fuzz test-page test-monitoring test-compose test-networks kubectl check lint types imports docs figures proto proto-check proto-lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ test: $(VENV)/.dev kubectl ## Run the tests (ARGS='-k relay -x' goes to pytest)
 
 soak-exchange: $(VENV)/.dev ## 200 kills of peers at random moments of exchanges, some minutes (SOAK_SEED=2 for others)
 	@SOAK_KILLS=$${SOAK_KILLS:-200} $(BIN)/python -m pytest -q -s tests/daemon/test_exchange_soak.py $(ARGS)
+
+soak: $(VENV)/.dev ## Random faults of all kinds on 8 daemons for 30 min (SOAK_SECONDS, SOAK_SEED choose others)
+	@RELAYSWARM_SOAK_SECONDS=$${SOAK_SECONDS:-1800} RELAYSWARM_SOAK_SEED=$${SOAK_SEED:-1} \
+		$(BIN)/python -m pytest -q tests/daemon/soaking.py -o log_cli=true --log-cli-level=INFO $(ARGS)
 
 kills: $(VENV)/.runtime ## Kill each of 8 peers in turn, a run each: ends well, within 3 points (10 min)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/local_swarm.py killed --check

@@ -7,6 +7,7 @@ port that the connection comes from), so that whatever passes between two proces
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import threading
 from collections.abc import Callable, Collection
@@ -136,9 +137,12 @@ class Wires:
 
 
 def free_port() -> int:
-    """One that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """One that nobody uses now, and that the system gives to nobody who asks for any."""
+    while True:
+        with contextlib.suppress(OSError):
+            port = random.randrange(12_000, 30_000)
+            with socket.create_server(("127.0.0.1", port)):
+                return port
 
 
 def _shut(end: socket.socket) -> None:
