@@ -12,7 +12,6 @@ gloo      torch.distributed: isend, irecv into a vector, one element back
 relay     what peer daemons do: a sum of a register and a kept message is formed while it streams
           through the peer's outbox, and taken by its server into a buffer, checked and handed over;
           in each wire format (with float64 the model is of that type, too)
-hivemind  if it is installed: its averager's all-reduce, in which as much goes both ways
 
 Methods take turns, figures are medians over the turns. Rates are in GB of model (float32 elements
 where the format is a smaller one) a second and direction. Processor seconds are those of both

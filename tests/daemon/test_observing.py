@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from coordinator.status import fetch
 from peer.transport.read_model import read_model
+from peer.transport.remote_model import RemoteModel
 
 PAIR = ("task.name=quadratics", "topology.graph=chain", "peers=2")
 SERVICE = "relayswarm.peer.v1.PeerService"
@@ -65,19 +66,27 @@ def with_one_that_hangs(daemons: Callable[..., Any], *settings: str) -> Any:
     return swarm
 
 
-def test_a_model_can_be_read_at_any_time(daemons: Callable[..., Any]) -> None:
-    swarm = daemons(*PAIR, "steps=60", "faults.delay_s=0.02", start=False)
-    peer = swarm.add("peer-0")
+def read_newer(peer: Any, than: int, last: int) -> RemoteModel:
+    """A model of a later step: a snapshot stays as good as new for a while."""
     address = started(peer)["address"]
-    before = read_model(address)
+    for step in range(than + 5, last, 5):
+        peer.until_step(step)
+        model = read_model(address)
+        if model.step > than:
+            return model
+    raise AssertionError(f"up to step {last} no model newer than of step {than}")
+
+
+def test_a_model_can_be_read_at_any_time(daemons: Callable[..., Any]) -> None:
+    steps = 120
+    swarm = daemons(*PAIR, f"steps={steps}", "faults.delay_s=0.02", start=False)
+    peer = swarm.add("peer-0")
+    before = read_model(started(peer)["address"])
     assert (before.step, before.peer_id) == (0, "peer-0")
     assert torch.count_nonzero(before.vector) == 0  # where the task's model starts
     swarm.add("peer-1")
-    peer.until_step(10)
-    first = read_model(address)
-    peer.until_step(first.step + 5)
-    second = read_model(address)
-    assert 10 <= first.step < second.step
+    first = read_newer(peer, 0, steps)
+    second = read_newer(peer, first.step, steps)
     for model in (first, second):
         assert torch.isfinite(model.vector).all()
         assert torch.count_nonzero(model.vector) > 0
