@@ -32,9 +32,11 @@ from peer.training import checkpoint
 from peer.training.checkpoint import Checkpoint
 from peer.transport import wire
 from peer.transport.contract import Contract, PeerState, Snapshot
+from peer.transport.intake import Intake
 from peer.transport.remote_model import DamagedError, Download, Expected
 from peer.transport.service import PeerService
 from peer.transport.topology_watch import to_view
+from peer.transport.visits import Visits
 from peer.transport.wire import MalformedError
 from relayswarm import config as run_config
 from relayswarm.coordinator.v1 import coordinator_pb2
@@ -109,6 +111,9 @@ class Handler:
 
     def bytes_in(self, count: int) -> None: ...
 
+    def copy(self) -> Tensor:
+        raise AssertionError("Relay takes no pair's message")
+
     def snapshot(self) -> Snapshot:
         raise AssertionError("nobody asked for the model")
 
@@ -123,7 +128,8 @@ def messages(data: bytes) -> bool:
         return False
     contract = CONTRACTS[data[0] % len(CONTRACTS)]
     handler = Handler(contract)
-    service = PeerService(handler, contract, Gate(None, handler.denied))
+    intake = Intake(handler, contract)
+    service = PeerService(intake, Visits(), Gate(None, handler.denied))
     if contract.lattice:
         call(service, [first_message(contract)])
         handler.taken = 0
@@ -131,7 +137,7 @@ def messages(data: bytes) -> bool:
     assert handler.admitted <= handler.ended, "an admitted message went unreported"
     if not contract.lattice:  # whose last message is a key
         edges = [("you", kind, tree) for kind in Kind for tree in (0, 1)]
-        assert not any(service._pool.taken(edge) for edge in edges), "a buffer was kept"
+        assert not any(intake._pool.taken(edge) for edge in edges), "a buffer was kept"
     return handler.taken == 1
 
 

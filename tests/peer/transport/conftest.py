@@ -100,7 +100,7 @@ class RecordingHandler(Events):
         return Snapshot(self.model.clone(), 17, self.tensors)
 
     def state(self) -> PeerState:
-        return PeerState("receiver", 5, Epoch(2, 3, 4), 9, "training", 0.25, 8, self.swarm)
+        return PeerState("receiver", 5, Epoch(2, 3, 4), 9, "training", 0.25, 8, 2.5, self.swarm)
 
 
 class RecordingReports(Events):

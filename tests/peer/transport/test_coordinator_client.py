@@ -197,11 +197,12 @@ def test_a_renewal_reports_and_returns_the_lease(start: Any, line: Any) -> None:
     epoch = Epoch(1, 2, 3)
     known = SwarmMean(5, 2, {"loss": Sum(3.0, 6.0, 2)})
     unreachable = frozenset({"peer-1"})
-    renewal = Renewal("peer-0", 3, epoch, 7, 0.5, "averaging", 4, unreachable, known)
+    renewal = Renewal("peer-0", 3, epoch, 7, 0.5, "averaging", 4, 2.5, unreachable, known)
     assert client.renew(renewal) == 4.0
     member = coordinator.conductor.membership.members["peer-0"]
     assert (member.progress.step, member.loss, member.state) == (7, 0.5, "averaging")
     assert (member.models_counted, member.unreachable) == (4, {"peer-1"})
+    assert member.steps_per_s == 2.5
     assert member.swarm == SwarmMetrics(5, 2, (SwarmMetric("loss", 0.5, 6.0, 2),))
 
 
