@@ -16,7 +16,7 @@ from peer.algorithms import ALGORITHMS, make
 from peer.algorithms.core import Algorithm, OptionError, Run
 from peer.algorithms.pairwise import Pairwise
 from peer.offers import Offers
-from relayswarm.config import RunConfig
+from relayswarm.config import AlgorithmConfig, RunConfig
 from relayswarm.errors import ConfigError
 
 OFFERS = Offers(group="relayswarm.algorithms", field="algorithm.name", noun="algorithm")
@@ -80,11 +80,28 @@ def build_algorithm(config: RunConfig, start_step: int = 0) -> Algorithm:
     )
     _check_clip(config)
     _check_wire_format(config)
+    options = algorithm_options(config)
     try:
-        return make(*find_algorithm(config.algorithm.name), algorithm_options(config), run)
+        built = make(*find_algorithm(config.algorithm.name), options, run)
     except OptionError as error:
-        option = f"algorithm.options.{error.option}"
+        inner = "" if error.option in AlgorithmConfig.model_fields else "options."
+        option = f"algorithm.{inner}{error.option}"
         raise ConfigError(option, error.value, error.problem, error.remedy) from error
+    if options.get("time_budget_s") and isinstance(built, Pairwise):
+        _check_time_budget(config, options["time_budget_s"])
+    return built
+
+
+def _check_time_budget(config: RunConfig, budget_s: float) -> None:
+    """Where time decides on the number of local steps, nothing else can."""
+    if config.deterministic:
+        problem = "time would decide on the number of local steps, differently in each run"
+        remedy = "leave it out, or set deterministic = false"
+        raise ConfigError("algorithm.time_budget_s", budget_s, problem, remedy)
+    if config.algorithm.local_steps > 1:
+        problem = f"there is algorithm.local_steps = {config.algorithm.local_steps}, too"
+        remedy = "leave one of the two out"
+        raise ConfigError("algorithm.time_budget_s", budget_s, problem, remedy)
 
 
 def _check_wire_format(config: RunConfig) -> None:

@@ -131,7 +131,7 @@ class Daemon:
         self.down: set[PeerId] = set()  # neighbours that the transport cannot reach
         self.news = threading.Event()  # `down` has grown: the coordinator should know at once
         self._finished = False
-        self._compute_s = 0.0
+        self._compute_s, self._local_steps = 0.0, 0  # of the last training
         self._speed = Speed()
         self._models_counted = 0
 
@@ -270,23 +270,20 @@ class Daemon:
             with self._guard:
                 self._answer_readers()
         self._busy = True
-        varied, usual = effect.local_steps, self.trainer.config.algorithm.local_steps
-        steps = usual if varied is None else len(varied)
         self._training.start(
-            effect,
-            momentum,
-            lambda done: self.call(lambda: self._trained(effect.step, steps, done)),
+            effect, momentum, lambda done: self.call(lambda: self._trained(effect.step, done))
         )
 
-    def _trained(self, step: int, steps: int, done: Future[TrainResult]) -> None:
+    def _trained(self, step: int, done: Future[TrainResult]) -> None:
         self._busy = False
         result = done.result()
         self.loss, self._compute_s = result.loss, result.seconds
-        self._speed.took(steps, time.monotonic())
+        self._local_steps = result.local_steps
+        self._speed.took(result.local_steps, time.monotonic())
         self.metrics.speed.set(self._speed.steps_per_s)
-        self.metrics.trained(result.loss, result.seconds)
+        self.metrics.trained(result.loss, result.seconds, result.local_steps)
         if self._successor is None:
-            self._feed(Trained(step, result.lr))
+            self._feed(Trained(step, result.lr, result.local_steps))
 
     def send(self, to: PeerId, head: Head, outgoing: Outgoing) -> None:
         assert self.outbox is not None
@@ -309,6 +306,7 @@ class Daemon:
             swarm_size=effect.swarm_size,
             missed=effect.missed,
             late=effect.late,
+            local_steps=self._local_steps,
             compute_s=round(self._compute_s, 6),
             wait_s=round(effect.waited_s, 6),
             bytes_sent=value(self.metrics.bytes_sent),

@@ -41,6 +41,7 @@ class PeerMetrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.local_steps = self._counter("local_steps", "Optimizer steps taken.")
         self.speed = self._gauge(
             "local_steps_per_second", "Optimizer steps per second, over the last seconds."
         )
@@ -155,7 +156,8 @@ class PeerMetrics:
         self.late.inc(effect.late)
         self.timed_out.inc(effect.timed_out)
 
-    def trained(self, loss: float, seconds: float) -> None:
+    def trained(self, loss: float, seconds: float, local_steps: int) -> None:
+        self.local_steps.inc(local_steps)
         self.step_seconds.labels("compute").observe(seconds)
         self.loss.set(loss)
         if loss != loss:

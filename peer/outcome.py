@@ -42,6 +42,7 @@ class PeerOutcome:
     messages_missed: int = 0
     messages_timed_out: int = 0
     waited_s: float = 0.0
+    local_steps: int = 0
     bytes_sent: int = 0
     shard: int | None = None
     shard_digest: str = ""

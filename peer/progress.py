@@ -57,6 +57,7 @@ class PeerProgress:
             messages_missed=last.get("messages_missed", 0),
             messages_timed_out=last.get("messages_timed_out", 0),
             waited_s=last.get("waited_s", 0.0),
+            local_steps=last.get("local_steps", 0),
             bytes_sent=last.get("bytes_sent", self.bytes_sent),
             shard=last.get("shard"),
             shard_digest=last.get("shard_digest", ""),

@@ -120,6 +120,7 @@ def _peer(peer: PeerOutcome) -> dict[str, Any]:
     return {
         "id": peer.id,
         "steps": peer.steps,
+        "local_steps": peer.local_steps,
         "metrics": dict(peer.metrics),
         "messages_sent": peer.messages_sent,
         "messages_expected": peer.messages_expected,

@@ -205,6 +205,7 @@ class Peer:
             messages_missed=value(self.metrics.missed),
             messages_timed_out=value(self.metrics.timed_out),
             waited_s=round(self.metrics.waited_s, 6),
+            local_steps=value(self.metrics.local_steps),
             bytes_sent=value(self.metrics.bytes_sent),
             model=parts.export(),
             shard=trainer.site.shard,

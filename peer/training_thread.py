@@ -7,7 +7,8 @@ belongs to this thread, else to the daemon's core.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -75,8 +76,9 @@ class TrainingThread:
         every = self._trainer.config.evaluation.every
         if every and effect.step % every == 0 and effect.step > 0:
             self._measured(effect.step, self.evaluate(effect.step))
+        local_steps = self._within_budget(effect) if effect.budget_s else effect.local_steps
         try:
-            result = self._trainer.train(effect.step, effect.lr_scale, momentum, effect.local_steps)
+            result = self._trainer.train(effect.step, effect.lr_scale, momentum, local_steps)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
                 f"step {effect.step} took more memory than {self._trainer.device} has ({error}); "
@@ -85,6 +87,16 @@ class TrainingThread:
         result = self._dawdle(result)
         self.steps_done = effect.step + 1
         return result
+
+    def _within_budget(self, effect: Train) -> Iterator[int]:
+        """Local steps until the time is used up. Who is slow on purpose takes but a part of it, and
+        dawdles for the rest."""
+        ends_at = time.perf_counter() + effect.budget_s / self._slow_down
+        for number in effect.local_steps or ():
+            yield number
+            self._trainer.settle()
+            if time.perf_counter() >= ends_at or self._hurry.is_set():
+                return
 
     def _dawdle(self, result: TrainResult) -> TrainResult:
         """Take as much longer as the fault plan says."""

@@ -92,6 +92,12 @@ class AlgorithmConfig(_Section):
         None, ge=0, lt=1, description="The method's own momentum (quasi-global)."
     )
     blocking: bool | None = Field(None, description="Pairwise averaging in its blocking form.")
+    time_budget_s: float | None = Field(
+        None,
+        ge=0,
+        description="Pairwise methods: seconds of local training before each exchange, instead of "
+        "`local_steps` (see docs/concepts.md). 0: off.",
+    )
     quantize: Literal["none", "lattice"] | None = Field(
         None,
         description="Pairwise averaging of copies that were rounded at random to a lattice, which "

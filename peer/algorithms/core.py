@@ -186,10 +186,12 @@ class NewView:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The local steps of `step` are done: the live register holds x^(t+1/2). `lr` is the rate."""
+    """The local steps of `step` are done: the live register holds x^(t+1/2). `lr` is the rate, and
+    so many `local_steps` were taken."""
 
     step: int
     lr: Coef
+    local_steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +237,16 @@ class Train:
 
     `momentum` names a register to use and leave untouched as momentum buffer (quasi-global
     momentum); None leaves momentum to the optimizer. `local_steps` numbers the optimizer steps to
-    take, counted over the whole run; None means as many as the run config says.
+    take, counted over the whole run; None means as many as the run config says. With `budget_s`
+    they are more than anybody takes: local steps go on until so many seconds have passed, so that
+    there is at least one, and `Trained` says how many there were.
     """
 
     step: int
     lr_scale: Coef = 1
     momentum: Reg | None = None
     local_steps: range | None = None
+    budget_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ is in `script`.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,6 +64,7 @@ from peer.algorithms.script import Script, Turn, Turns, parse_script
 PAUSE_S = 0.01  # at least, before calling again when all neighbours were busy; at most twice that
 PAUSE_PARTS = 1024
 QUANTIZERS = ("none", "lattice")
+ENDLESS = 1 << 40  # local steps, more than fit into any budget
 ROUNDED = Reg("rounded")  # Q of what this peer shares, as the present exchange's message has it
 
 
@@ -72,13 +74,15 @@ class Options:
 
     `script`: interactions (initiator, partner, local steps) to go through in place of drawn ones;
     peers then finish with it, whatever the run's number of steps. `quantize`: whether Q, through
-    which both copies of an exchange go, is the identity (none) or rounds to the lattice. Raises
-    OptionError.
+    which both copies of an exchange go, is the identity (none) or rounds to the lattice.
+    `time_budget_s`: how long local training goes on before an interaction, whatever the number of
+    local steps; 0: their number is the run's. Raises OptionError.
     """
 
     geometric: bool = False
     script: Iterable[Sequence[Any]] = ()
     quantize: str = "none"
+    time_budget_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.quantize not in QUANTIZERS:
@@ -86,6 +90,18 @@ class Options:
             raise OptionError("quantize", self.quantize, "unknown quantizer", remedy)
         object.__setattr__(self, "script", tuple(tuple(row) for row in self.script))
         parse_script(self.script)
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        """Of two that say how many local steps to take, one would be ignored."""
+        budget = self.time_budget_s
+        if not (math.isfinite(budget) and budget >= 0):
+            remedy = "set it to a number of seconds, or 0 for none"
+            raise OptionError("time_budget_s", budget, "not a time", remedy)
+        for other in ("script", "geometric"):
+            if budget and getattr(self, other):
+                problem = f"algorithm.options.{other} says how many local steps to take"
+                raise OptionError("time_budget_s", budget, problem, "leave one of the two out")
 
 
 class Phase(Enum):
@@ -214,8 +230,8 @@ class Pairwise(Algorithm):
         match event:
             case NewView(view):
                 effects = self._new_view(view, now)
-            case Trained(step):
-                effects = self._trained(step, now)
+            case Trained(step, _, taken):
+                effects = self._trained(step, taken, now)
             case Received(head):
                 effects = self._received(event, now)
             case Gone(peer, head):
@@ -253,10 +269,14 @@ class Pairwise(Algorithm):
             self.phase = Phase.LISTENING
             return []
         self.phase = Phase.TRAINING
-        return [*self.before_training(), Train(self._step, local_steps=self._count(turn))]
+        budget_s = self._options.time_budget_s
+        train = Train(self._step, local_steps=self._count(turn), budget_s=budget_s)
+        return [*self.before_training(), train]
 
     def _count(self, turn: Turn | None) -> range | None:
         """The local steps to take now; None where their number is the run's."""
+        if self._options.time_budget_s:
+            return range(self._local_steps, self._local_steps + ENDLESS)
         if not turn and not self._options.geometric:
             return None
         steps = turn.local_steps if turn else self._geometric(self.run.local_steps)
@@ -270,9 +290,11 @@ class Pairwise(Algorithm):
             steps += 1
         return steps
 
-    def _trained(self, step: int, now: float) -> list[Effect]:
+    def _trained(self, step: int, taken: int, now: float) -> list[Effect]:
         assert self.phase is Phase.TRAINING, f"trained {step} while {self.phase}"
         assert step == self._step, f"trained {step}, asked for {self._step}"
+        if self._options.time_budget_s:
+            self._local_steps += taken
         self.phase = Phase.CALLING
         self._trained_at = self._paused_until = now
         self._partners.begin()

@@ -30,6 +30,7 @@ from peer.algorithms.core import (
     Role,
     Run,
     Train,
+    Trained,
     View,
 )
 from peer.simulator.world import Node, World
@@ -133,13 +134,15 @@ class ExactBody:
         self._sample = sample
         self._duration_s = duration_s
 
-    def train(self, effect: Train) -> Coef:
+    def train(self, effect: Train) -> Trained:
+        assert not effect.budget_s, "its steps have no length of their own"
         before = self.vectors[LIVE]
         rate = self._lr * Fraction(effect.lr_scale)
         after = self._sample(effect.step) if self._sample else self._descend(before, rate, effect)
         self.updates.append(tuple(b - a for a, b in zip(before, after, strict=True)))
         self.vectors.registers[LIVE] = after
-        return rate
+        taken = self._local_steps if effect.local_steps is None else len(effect.local_steps)
+        return Trained(effect.step, rate, taken)
 
     def duration_s(self, effect: Train) -> float:
         return self._duration_s(effect.step)

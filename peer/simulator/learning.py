@@ -7,6 +7,7 @@ final parameters are those of a real swarm, bit for bit.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +22,6 @@ from coordinator.views import FILE, lay_out
 from peer.algorithms.core import (
     Algorithm,
     Averaged,
-    Coef,
     Event,
     Gone,
     Head,
@@ -30,6 +30,7 @@ from peer.algorithms.core import (
     NewView,
     PeerId,
     Train,
+    Trained,
 )
 from peer.algorithms.pairwise import Pairwise
 from peer.baseline import plain
@@ -115,7 +116,8 @@ class FormedRegisters(Registers):
 
 
 class LearningBody:
-    """A simulated peer's model, data and registers; local steps take `LOCAL_STEP_S * slow_down`."""
+    """A simulated peer's model, data and registers; a local step takes `LOCAL_STEP_S * slow_down`,
+    of which a budget decides how many there are."""
 
     def __init__(self, trainer: Trainer, registers: FormedRegisters, slow_down: float) -> None:
         self.trainer = trainer
@@ -124,15 +126,22 @@ class LearningBody:
         self.result: TrainResult | None = None
         self._slow_down = slow_down
 
-    def train(self, effect: Train) -> Coef:
+    def train(self, effect: Train) -> Trained:
         momentum = self.vectors[effect.momentum.name] if effect.momentum else None
-        trainer = self.trainer
-        self.result = trainer.train(effect.step, effect.lr_scale, momentum, effect.local_steps)
-        return self.result.lr
+        numbers = effect.local_steps
+        taken = numbers if numbers is None else numbers[: self.local_steps(effect)]
+        self.result = self.trainer.train(effect.step, effect.lr_scale, momentum, taken)
+        return Trained(effect.step, self.result.lr, self.result.local_steps)
+
+    def local_steps(self, effect: Train) -> int:
+        """How many are taken."""
+        if effect.budget_s:
+            return max(1, math.ceil(effect.budget_s / (LOCAL_STEP_S * self._slow_down)))
+        varied, usual = effect.local_steps, self.trainer.config.algorithm.local_steps
+        return usual if varied is None else len(varied)
 
     def duration_s(self, effect: Train) -> float:
-        varied, usual = effect.local_steps, self.trainer.config.algorithm.local_steps
-        return LOCAL_STEP_S * (usual if varied is None else len(varied)) * self._slow_down
+        return LOCAL_STEP_S * self.local_steps(effect) * self._slow_down
 
     def letter(self, head: Head, outgoing: tuple[Tensor, ...]) -> tuple[Head, tuple[Tensor, ...]]:
         return head, tuple(roundtrip(vector, self.wire_format) for vector in outgoing)
@@ -160,7 +169,6 @@ class Simulation:
         self._meter = Meter(
             first.flat.vector.numel(),
             None if wire else format_of(first),
-            config.algorithm.local_steps,
         )
         self._world = World(
             PlannedLink(self._plan),
@@ -248,6 +256,7 @@ class Simulation:
         config = self._config
         slowest = LOCAL_STEP_S * config.algorithm.local_steps
         slowest *= max([1.0, *config.faults.slow.values()])
+        slowest += config.algorithm.time_budget_s or 0.0
         patience_s = config.transport.deadline_s + config.coordinator.lease_s + slowest
         since = self._world.now - self._trained_at
         return not self._crashes.awaited and since > PATIENCE * patience_s
@@ -315,7 +324,7 @@ class Simulation:
         if not self._world.nodes[peer].alive:
             return
         self._trained_at = self._world.now
-        self._meter.trained(peer)
+        self._meter.trained(peer, body.local_steps(effect))
         every = self._config.evaluation.every
         if every and effect.step % every == 0 and effect.step > 0:
             measured = body.trainer.evaluate()
@@ -326,8 +335,9 @@ class Simulation:
     def _averaged(self, peer: PeerId, body: LearningBody, effect: Averaged) -> None:
         assert body.result is not None
         if is_told(self._config, effect.step):
-            bytes_sent = self._meter.bytes_sent(peer)
-            self._tell(step_event(peer, effect, body.result.loss, body.result.seconds, bytes_sent))
+            result, sent = body.result, self._meter.bytes_sent(peer)
+            taken, seconds = result.local_steps, result.seconds
+            self._tell(step_event(peer, effect, result.loss, taken, seconds, sent))
         self._mean.add(effect.step + 1, body.trainer.flat.vector)
 
     def _finished(self, node: Node, body: LearningBody) -> dict[str, Any]:
@@ -344,6 +354,7 @@ class Simulation:
             "messages_missed": sum(effect.missed for effect in node.history),
             "messages_timed_out": sum(effect.timed_out for effect in node.history),
             "waited_s": sum(effect.waited_s for effect in node.history),
+            "local_steps": self._meter.local_steps[peer],
             "bytes_sent": self._meter.bytes_sent(peer),
             "shard": trainer.site.shard,
             "shard_digest": trainer.data.digest(),
@@ -352,7 +363,7 @@ class Simulation:
 
 
 def step_event(
-    peer: PeerId, effect: Averaged, loss: float, seconds: float, bytes_sent: int
+    peer: PeerId, effect: Averaged, loss: float, local_steps: int, seconds: float, bytes_sent: int
 ) -> dict[str, Any]:
     """What is told of a peer's step."""
     return {
@@ -364,6 +375,7 @@ def step_event(
         "swarm_size": effect.swarm_size,
         "missed": effect.missed,
         "late": effect.late,
+        "local_steps": local_steps,
         "compute_s": seconds,
         "wait_s": effect.waited_s,
         "bytes_sent": bytes_sent,

@@ -198,7 +198,7 @@ class StackedSwarm:
                 bodies.rate,
                 bodies.local_step_s[k],
                 config.algorithm.local_steps,
-                partial(self._meter.trained, view.me),
+                partial(self._meter.trained, view.me, config.algorithm.local_steps),
             )
             node = self._world.add(view.me, algorithm, body)
             node.on_averaged = partial(self._recorder.averaged, k)

@@ -67,7 +67,8 @@ def is_better_recorded(config: RunConfig) -> bool:
 def _obstacle(config: RunConfig) -> str | None:
     if config.faults.crash:
         return "peers that crash and rejoin cannot be stacked"
-    if {"geometric", "script"} & config.algorithm.options.keys():
+    options = config.algorithm.options.keys()
+    if {"geometric", "script", "time_budget_s"} & options or config.algorithm.time_budget_s:
         return "a number of local steps that varies cannot be stacked"
     if config.robust.clip is not None:
         return "messages that are held to a distance cannot be stacked"
@@ -129,8 +130,7 @@ class StackedSimulation:
         wire_format = format_of(first)
         elements = self.choice.start.numel()
         pairs = in_pairs(config)
-        local_steps = config.algorithm.local_steps
-        self._meter = Meter(elements, None if pairs else wire_format, local_steps)
+        self._meter = Meter(elements, None if pairs else wire_format)
         world = World(
             PlannedLink(plan),
             ordered=not config.faults.reorder,
@@ -196,7 +196,9 @@ class StackedSimulation:
 
     def _step(self, k: int, effect: Averaged, step: int) -> dict[str, Any]:
         peer, loss = self._members[k], self.swarm.losses[k]
-        told = step_event(peer, effect, loss, self._seconds, self._meter.bytes_sent(peer))
+        taken = self._config.algorithm.local_steps
+        sent = self._meter.bytes_sent(peer)
+        told = step_event(peer, effect, loss, taken, self._seconds, sent)
         return {**told, "step": step}
 
     def _finished(self, k: int, peer: PeerId, model: Tensor) -> dict[str, Any]:
@@ -213,6 +215,7 @@ class StackedSimulation:
             "messages_missed": self.swarm.missed[k],
             "messages_timed_out": self.swarm.timed_out[k],
             "waited_s": self.swarm.waited_s[k],
+            "local_steps": self._meter.local_steps[peer],
             "bytes_sent": self._meter.bytes_sent(peer),
             "shard": self._sites[k].shard,
             "shard_digest": data.digest(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from peer.algorithms.core import Coef, Head, Kind, Lin, Message, PeerId, Reg, Train
+from peer.algorithms.core import Head, Kind, Lin, Message, PeerId, Reg, Train, Trained
 from peer.simulator.counts import Count, Formula, formula_of
 from peer.simulator.plan import Recorder, Row
 
@@ -122,14 +122,18 @@ class SymbolicBody:
         self._local_steps = local_steps
         self._on_train = on_train
 
-    def train(self, effect: Train) -> Coef:
+    def train(self, effect: Train) -> Trained:
         self._recorder.train(self._peer, effect)
         self._on_train()
-        return self._rate(effect.step) * float(effect.lr_scale)
+        rate = self._rate(effect.step) * float(effect.lr_scale)
+        return Trained(effect.step, rate, self._taken(effect))
 
     def duration_s(self, effect: Train) -> float:
+        return self._local_step_s * self._taken(effect)
+
+    def _taken(self, effect: Train) -> int:
         varied = effect.local_steps
-        return self._local_step_s * (self._local_steps if varied is None else len(varied))
+        return self._local_steps if varied is None else len(varied)
 
     def letter(self, head: Head, outgoing: tuple[Symbol, ...]) -> tuple[Head, tuple[Symbol, ...]]:
         return self.vectors.counted(head, outgoing), outgoing

@@ -98,6 +98,10 @@ def _config(
     settings += [f"steps={steps}"] if steps is not None else []
     config = parse("", settings)
     check_algorithm(config)
+    budget_s = config.algorithm.time_budget_s
+    if budget_s:
+        text = "a trace has no time, but interactions with local steps"
+        raise ConfigError("algorithm.time_budget_s", budget_s, text, "leave it out")
     if _is_pairwise(config):
         settings.append(f"algorithm.options.script={json.dumps(_script(problem, config))}")
         return parse("", settings)

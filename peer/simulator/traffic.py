@@ -51,17 +51,17 @@ class Sized(Protocol):
 class Meter:
     """Counts for each peer, over all its lives, what it sent and received: `world.Traffic`."""
 
-    def __init__(self, elements: int, wire_format: Format | None, local_steps: int) -> None:
+    def __init__(self, elements: int, wire_format: Format | None) -> None:
         """`elements` are those of a whole model, shape (elements,). Without a format elements have
         no size of their own, and `wrote` is told of bytes."""
         self._elements = elements
         self._itemsize = wire_format.itemsize if wire_format else 0
-        self._local_steps = local_steps
         self.messages_sent: Counter[PeerId] = Counter()
         self._elements_sent: Counter[PeerId] = Counter()
         self._elements_received: Counter[PeerId] = Counter()
         self._bytes_written: Counter[PeerId] = Counter()
         self._steps: Counter[PeerId] = Counter()
+        self.local_steps: Counter[PeerId] = Counter()
         self._by_bits: Counter[str] = Counter()
 
     def sent(self, sender: PeerId, to: PeerId, payload: tuple[Sized, ...]) -> None:  # noqa: ARG002
@@ -89,11 +89,12 @@ class Meter:
     @property
     def _counters(self) -> tuple[Counter[PeerId], ...]:
         elements = (self._elements_sent, self._elements_received)
-        return (self.messages_sent, *elements, self._bytes_written, self._steps)
+        return (self.messages_sent, *elements, self._bytes_written, self._steps, self.local_steps)
 
-    def trained(self, peer: PeerId) -> None:
-        """It took the local steps of one step."""
+    def trained(self, peer: PeerId, local_steps: int) -> None:
+        """It took so many local steps, those of one step."""
         self._steps[peer] += 1
+        self.local_steps[peer] += local_steps
 
     def bytes_sent(self, peer: PeerId) -> int:
         """By one peer so far."""
@@ -108,7 +109,7 @@ class Meter:
             models_received_per_step=self._per_step(self._elements_received),
             bytes_sent=sum(self.bytes_sent(peer) for peer in self._steps),
             message_rounds_per_step=message_rounds / steps,
-            gradient_evaluations=self._steps.total() * self._local_steps,
+            gradient_evaluations=self.local_steps.total(),
             messages_by_bits=dict(self._by_bits),
         )
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from peer.algorithms.core import (
     Algorithm,
     Averaged,
-    Coef,
     Drop,
     Event,
     Finished,
@@ -88,8 +87,8 @@ class Body(Protocol):
     @property
     def vectors(self) -> Vectors: ...
 
-    def train(self, effect: Train) -> Coef:
-        """Take the local steps; returns the rate used."""
+    def train(self, effect: Train) -> Trained:
+        """Take the local steps."""
 
     def duration_s(self, effect: Train) -> float:
         """Virtual seconds that those local steps take."""
@@ -192,8 +191,7 @@ class Node:
         def done() -> None:
             if self.alive:
                 self._training = False
-                rate = self.body.train(effect)
-                self.feed(Trained(effect.step, rate))
+                self.feed(self.body.train(effect))
 
         self._training = True
         if self.on_train:

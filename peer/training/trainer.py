@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +36,14 @@ class TrainResult:
     """What a step's local training came to.
 
     `loss` is the mean over the local steps, nan as soon as one was not finite (training goes on).
-    `lr` is the rate used, its scale included; `seconds` the time it took.
+    `lr` is the rate used, its scale included; `seconds` the time it took, `local_steps` how many
+    there were.
     """
 
     loss: float
     lr: float
     seconds: float
+    local_steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +115,13 @@ class Trainer:
         step: int,
         lr_scale: Any = 1,
         momentum: Tensor | None = None,
-        local_steps: range | None = None,
+        local_steps: Iterable[int] | None = None,
     ) -> TrainResult:
         """Take the local steps of `step` on the live vector; `lr_scale` multiplies the rate.
 
         `local_steps` are their numbers, counted over the whole run, which decide on the samples;
-        None means the run's own number of them, before which every step had as many.
+        None means the run's own number of them, before which every step had as many. Each is asked
+        for after the one before: see `settle`.
         `momentum` (laid out like the vector) takes the place of the optimizer's own momentum as
         quasi-global momentum, and is not changed; the optimizer must be sgd then. Raises
         ConfigError if it is not, if the model's tensors are no longer views into the vector, or
@@ -133,7 +136,12 @@ class Trainer:
             losses = [self._local_step(draw, lr, momentum) for draw in draws]
         loss = float(losses[0] if len(losses) == 1 else torch.stack(losses).double().mean())
         seconds = time.perf_counter() - started
-        return TrainResult(loss if math.isfinite(loss) else math.nan, lr, seconds)
+        return TrainResult(loss if math.isfinite(loss) else math.nan, lr, seconds, len(losses))
+
+    def settle(self) -> None:
+        """Wait until what was asked of the device is computed."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def evaluate(
         self, vector: Tensor | None = None, site: Site | None = None

@@ -35,3 +35,17 @@ def test_a_straggler_that_is_told_to_stop_does_not_dawdle(daemons: Callable[...,
     swarm.peers["peer-0"].until("peer_started")
     straggler.send(signal.SIGTERM)
     assert straggler.exit_code() == 0
+
+
+def test_with_a_time_budget_a_straggler_takes_fewer_local_steps(
+    daemons: Callable[..., Any],
+) -> None:
+    budget = ("algorithm.name=swarmsgd", "algorithm.time_budget_s=0.2")
+    swarm = daemons("task.name=quadratics", "peers=2", "steps=8", SLOW, *budget)
+    finished = swarm.finish()
+    for peer in swarm.peers:
+        steps = swarm.steps(peer).values()
+        assert len(steps) == 8
+        assert min(event["compute_s"] for event in steps) >= 0.2
+        assert finished[peer]["local_steps"] == sum(event["local_steps"] for event in steps)
+    assert finished["peer-0"]["local_steps"] > 4 * finished["peer-1"]["local_steps"] >= 4 * 8

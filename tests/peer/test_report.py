@@ -31,6 +31,7 @@ def made_up_peer(number: int, accuracy: float | None, weight: float = 0.0) -> Pe
     return PeerOutcome(
         id=f"peer-{number}",
         steps=4,
+        local_steps=12,
         metrics={"accuracy": accuracy, "loss": 0.1 * number},
         messages_sent=8,
         messages_expected=8,
@@ -78,6 +79,7 @@ def test_report_json_says_exactly_this(written: Path) -> None:
         {
             "id": f"peer-{k}",
             "steps": 4,
+            "local_steps": 12,
             "metrics": {"accuracy": accuracy, "loss": 0.1 * k},
             "messages_sent": 8,
             "messages_expected": 8,

@@ -115,6 +115,12 @@ def test_interactions_that_do_not_fit(refusal, method: str, name, changes, probl
 
 
 BAD_SETTINGS = {
+    "time budget": (
+        "swarmsgd",
+        ("algorithm.time_budget_s=1",),
+        "algorithm.time_budget_s",
+        "a trace has no time",
+    ),
     "unknown method": ("relaysdg", (), "algorithm.name", "did you mean 'relaysgd'"),
     "sgp of five": ("sgp", (), "algorithm.name", "not a power of two"),
     "foreign option": ("dpsgd", ("algorithm.overlap=true",), "algorithm.overlap", "no such option"),
