@@ -84,7 +84,7 @@ def build_algorithm(config: RunConfig, start_step: int = 0) -> Algorithm:
     try:
         built = make(*find_algorithm(config.algorithm.name), options, run)
     except OptionError as error:
-        inner = "" if error.option in AlgorithmConfig.model_fields else "options."
+        inner = "" if error.option.partition(".")[0] in AlgorithmConfig.model_fields else "options."
         option = f"algorithm.{inner}{error.option}"
         raise ConfigError(option, error.value, error.problem, error.remedy) from error
     if options.get("time_budget_s") and isinstance(built, Pairwise):

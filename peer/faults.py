@@ -10,8 +10,9 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 
-from relayswarm.config import CrashFault, EdgeFaults, FaultsConfig
+from relayswarm.config import CrashFault, EdgeFaults, FaultsConfig, RunConfig
 from relayswarm.errors import ConfigError
 
 _MANTISSA_BITS = 53  # more would round up to 1 now and then, and a sure loss would not be one
@@ -105,9 +106,11 @@ class FaultPlan:
 _PER_EDGE = ("drop", "delay_s", "jitter_s", "duplicate")
 
 
-def check_peers(faults: FaultsConfig, members: Collection[str]) -> None:
-    """Raise ConfigError if a fault is of a peer that the run does not have."""
-    for field, peer in _peers_named(faults):
+def check_peers(config: RunConfig, members: Collection[str]) -> None:
+    """Raise ConfigError if a fault or a weight is of a peer that the run does not have."""
+    weighted = config.algorithm.neighbour_weights or ()
+    named = (("algorithm.neighbour_weights", peer) for peer in weighted)
+    for field, peer in chain(_peers_named(config.faults), named):
         if peer not in members:
             known = _shortened(sorted(members))
             raise ConfigError(field, peer, "no peer of this run", f"its peers are {known}")

@@ -103,6 +103,11 @@ class AlgorithmConfig(_Section):
         description="Pairwise averaging of copies that were rounded at random to a lattice, which "
         "takes 8 bits an element (see docs/concepts.md). Needs `transport.wire_format` unset.",
     )
+    neighbour_weights: dict[str, float] | None = Field(
+        None,
+        description="Pairwise methods: by peer, how likely its neighbours draw it, relative to "
+        "their other neighbours; above 0, and 1 for those not named.",
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Further options of the algorithm."
     )

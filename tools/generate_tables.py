@@ -119,8 +119,9 @@ def _first_line(kind: type[Any]) -> str:
 
 
 def _options_of(options: type[Any]) -> str:
-    known = ((field.name, field.default) for field in dataclasses.fields(options))
-    return ", ".join(f"`{name} = {_toml(value)}`" for name, value in known)
+    defaults = options()
+    known = (field.name for field in dataclasses.fields(options))
+    return ", ".join(f"`{name} = {_toml(getattr(defaults, name))}`" for name in known)
 
 
 def _toml(value: Any) -> str:

@@ -6,11 +6,15 @@ platform and in every version of Python. Whoever draws owns one, so there is no 
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 T = TypeVar("T")
 
+MANTISSA_BITS = 53
 _RANGE = 1 << 64
 _GAMMA = 0x9E3779B97F4A7C15
 
@@ -32,6 +36,16 @@ class Draw:
     def choice(self, items: Sequence[T]) -> T:
         """One of the items, each exactly as likely."""
         return items[self.below(len(items))]
+
+    def weighted(self, items: Sequence[T], weights: Sequence[float]) -> T:
+        """One of the items, as likely as its weight (above 0) says; of equal weights, what `choice`
+        gives."""
+        largest = max(weights)
+        if min(weights) == largest:
+            return self.choice(items)
+        shares = list(accumulate(weight / largest for weight in weights))  # no sum is infinite
+        at = math.ldexp(self.below(1 << MANTISSA_BITS), -MANTISSA_BITS) * shares[-1]
+        return items[bisect_right(shares, at, hi=len(items) - 1)]
 
     def _bits(self) -> int:
         self._state = (self._state + _GAMMA) % _RANGE

@@ -3,8 +3,9 @@
 Each peer goes at its own pace. A concrete method says what it offers and what the two make of it;
 this file decides who calls, and when. It is the home of these rules:
 
-    Partners  A peer that is trained draws a neighbour, each as likely, and another one when that
-              is busy; when all are, it pauses for a random time. After a deadline it goes on alone.
+    Partners  A peer that is trained draws a neighbour, each as likely unless there are weights,
+              and another one when that is busy; when all are, it pauses for a random time. After a
+              deadline it goes on alone.
     Turns     With a script a peer calls whom its turn says, and answers only whose turn it is.
     The end   A peer that has finished goes on answering. When its process no longer can it refuses
               (STALE_STEP), and its neighbours look elsewhere.
@@ -19,7 +20,7 @@ import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -76,13 +77,15 @@ class Options:
     peers then finish with it, whatever the run's number of steps. `quantize`: whether Q, through
     which both copies of an exchange go, is the identity (none) or rounds to the lattice.
     `time_budget_s`: how long local training goes on before an interaction, whatever the number of
-    local steps; 0: their number is the run's. Raises OptionError.
+    local steps; 0: their number is the run's. `neighbour_weights`: how likely a peer is drawn by a
+    neighbour, relative to its others; 1 where nothing is said. Raises OptionError.
     """
 
     geometric: bool = False
     script: Iterable[Sequence[Any]] = ()
     quantize: str = "none"
     time_budget_s: float = 0.0
+    neighbour_weights: Mapping[PeerId, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.quantize not in QUANTIZERS:
@@ -91,6 +94,7 @@ class Options:
         object.__setattr__(self, "script", tuple(tuple(row) for row in self.script))
         parse_script(self.script)
         self._check_budget()
+        self._check_weights()
 
     def _check_budget(self) -> None:
         """Of two that say how many local steps to take, one would be ignored."""
@@ -102,6 +106,16 @@ class Options:
             if budget and getattr(self, other):
                 problem = f"algorithm.options.{other} says how many local steps to take"
                 raise OptionError("time_budget_s", budget, problem, "leave one of the two out")
+
+    def _check_weights(self) -> None:
+        for peer, weight in self.neighbour_weights.items():
+            if not (math.isfinite(weight) and weight > 0):
+                remedy = "give a number above 0; to leave an edge out, leave it out of the graph"
+                raise OptionError(f"neighbour_weights.{peer}", weight, "not a weight", remedy)
+        if self.neighbour_weights and self.script:
+            problem = "algorithm.options.script says who calls whom"
+            weights = dict(self.neighbour_weights)
+            raise OptionError("neighbour_weights", weights, problem, "leave one of the two out")
 
 
 class Phase(Enum):
@@ -135,7 +149,7 @@ class Pairwise(Algorithm):
 
     def _seed(self, me: PeerId) -> None:
         self._draw = Draw(self.run.seed, me)
-        self._partners = Partners(self._draw)
+        self._partners = Partners(self._draw, self._options.neighbour_weights)
         interactions = parse_script(self._options.script)
         self._turns = Script(interactions, me) if interactions else Turns()
 

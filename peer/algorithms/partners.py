@@ -1,4 +1,5 @@
-"""Whom to call for an exchange: each neighbour as likely, except those that just failed to answer.
+"""Whom to call for an exchange: each neighbour as likely, or as its weight says, except those that
+just failed to answer.
 
 A call that fails (busy, refused, no answer) is followed by one to another neighbour. A peer that
 left three calls in a row without any answer, or that the transport calls unreachable, is left out
@@ -9,7 +10,7 @@ again even if both its ends had given up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from peer.algorithms.core import PeerId
 from peer.algorithms.draw import Draw
@@ -19,10 +20,11 @@ LONGEST_REST_LOG2 = 6
 
 
 class Partners:
-    """One peer's memory of how its neighbours answered."""
+    """One peer's memory of how its neighbours answered. A neighbour without a weight has 1."""
 
-    def __init__(self, draw: Draw) -> None:
+    def __init__(self, draw: Draw, weights: Mapping[PeerId, float] | None = None) -> None:
         self._draw = draw
+        self._weights = weights or {}
         self._tried: set[PeerId] = set()  # since this peer last began, or paused
         self._failures: dict[PeerId, int] = {}  # calls in a row without any answer
         self._rest_until: dict[PeerId, int] = {}  # step
@@ -36,7 +38,7 @@ class Partners:
         left = [peer for peer in self.awake(neighbours, step) if peer not in self._tried]
         if not left:
             return None
-        peer = self._draw.choice(left)
+        peer = self._draw.weighted(left, [self._weights.get(peer, 1.0) for peer in left])
         self._tried.add(peer)
         return peer
 

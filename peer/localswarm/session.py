@@ -75,7 +75,7 @@ def check(config: RunConfig, options: SessionOptions) -> Trainer:
 def check_settings(config: RunConfig) -> None:
     """The part of `check` that needs no data. Raises ConfigError."""
     check_algorithm(config)
-    check_peers(config.faults, peer_ids(config.peers))
+    check_peers(config, peer_ids(config.peers))
     file = config.topology.file if config.topology.graph == FILE else None
     try:
         check_graph(config, read_graph(Path(file)) if file else None)

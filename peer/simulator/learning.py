@@ -85,7 +85,7 @@ def simulate(
     """
     from peer.simulator import stacked_run  # it builds on this module
 
-    check_peers(config.faults, peer_ids(config.peers))
+    check_peers(config, peer_ids(config.peers))
     with memory_of_a_swarm():
         if stacked_run.is_wanted(config, stacked) or stacked_run.is_better_recorded(config):
             together = stacked_run.StackedSimulation

@@ -102,6 +102,9 @@ def _config(
     if budget_s:
         text = "a trace has no time, but interactions with local steps"
         raise ConfigError("algorithm.time_budget_s", budget_s, text, "leave it out")
+    if config.algorithm.neighbour_weights:
+        weights, text = config.algorithm.neighbour_weights, "a trace's file says who calls whom"
+        raise ConfigError("algorithm.neighbour_weights", weights, text, "leave it out")
     if _is_pairwise(config):
         settings.append(f"algorithm.options.script={json.dumps(_script(problem, config))}")
         return parse("", settings)

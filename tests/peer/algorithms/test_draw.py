@@ -41,3 +41,9 @@ def test_choices_are_even() -> None:
     draw = Draw(7, "die")
     faces = Counter(draw.choice("123456") for _ in range(6000))
     assert all(abs(faces[face] - 1000) < 5 * (6000 * 5 / 36) ** 0.5 for face in "123456")
+
+
+@given(st.integers(0, 2**40), st.lists(st.floats(1e-300, 1e308), min_size=1, max_size=9))
+def test_weights_of_any_size_choose_an_item(seed: int, weights: list[float]) -> None:
+    items = range(len(weights))
+    assert Draw(seed, "").weighted(items, weights) in items

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
+import pytest
+
 from peer.algorithms.draw import Draw
 from peer.algorithms.partners import FAILURES_BEFORE_REST, LONGEST_REST_LOG2, Partners
 
@@ -32,6 +34,36 @@ def test_each_neighbour_is_as_likely() -> None:
         who.begin()
         counts[who.pick(NEIGHBOURS, step)] += 1
     assert all(abs(counts[peer] - 1000) < 5 * (3000 * 2 / 9) ** 0.5 for peer in NEIGHBOURS)
+
+
+def test_draws_follow_the_weights() -> None:
+    """Within five standard deviations; who is not named weighs 1."""
+    who = Partners(Draw(0, "a"), {"b": 0.5, "d": 2.5})
+    counts: Counter[str | None] = Counter()
+    for step in range(8000):
+        who.begin()
+        counts[who.pick(NEIGHBOURS, step)] += 1
+    for peer, share in (("b", 0.5 / 4), ("c", 1 / 4), ("d", 2.5 / 4)):
+        assert abs(counts[peer] - 8000 * share) < 5 * (8000 * share * (1 - share)) ** 0.5
+
+
+def test_the_weights_are_those_of_who_is_left() -> None:
+    who = Partners(Draw(0, "a"), {"b": 1e9, "c": 3.0})
+    counts: Counter[str | None] = Counter()
+    for step in range(4000):
+        who.begin()
+        assert who.pick(("b",), step) == "b"
+        counts[who.pick(NEIGHBOURS, step)] += 1
+    assert abs(counts["c"] - 3000) < 5 * (4000 * 3 / 16) ** 0.5
+    assert counts["b"] == 0
+
+
+@pytest.mark.parametrize("weights", [{}, {"b": 1.0}, {"b": 0.3, "c": 0.3, "d": 0.3}])
+def test_equal_weights_change_no_draw(weights: dict[str, float]) -> None:
+    plain, weighted = Draw(3, "a"), Partners(Draw(3, "a"), weights)
+    for step in range(200):
+        weighted.begin()
+        assert weighted.pick(NEIGHBOURS, step) == plain.choice(NEIGHBOURS)
 
 
 def test_a_failed_call_is_followed_by_one_to_another() -> None:

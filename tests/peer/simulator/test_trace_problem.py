@@ -115,6 +115,12 @@ def test_interactions_that_do_not_fit(refusal, method: str, name, changes, probl
 
 
 BAD_SETTINGS = {
+    "weights": (
+        "adpsgd",
+        ("algorithm.neighbour_weights={peer-1 = 2}",),
+        "algorithm.neighbour_weights",
+        "says who calls whom",
+    ),
     "time budget": (
         "swarmsgd",
         ("algorithm.time_budget_s=1",),
