@@ -36,6 +36,7 @@ def test_tells_its_state(tools: Any, handler: Any) -> None:
         loss=0.25,
         state="training",
         models_counted=8,
+        steps_per_s=2.5,
     )
 
 
