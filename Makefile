@@ -25,9 +25,9 @@ $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt $(1) | sed -u -n \
 	-e 's|^Successfully installed.*|  done|p'
 endef
 
-APT_INSTALL := apt-get update -qq && apt-get install -y -qq --no-install-recommends
+APT_INSTALL := systemtests/apt_install.sh
 
-.PHONY: help demo test soak kills test-ray fuzz test-page test-monitoring test-compose test-networks kubectl check lint types imports docs figures proto proto-check proto-lint format clean
+.PHONY: help demo test soak soak-exchange kills test-ray fuzz test-page test-monitoring test-compose test-networks kubectl check lint types imports docs figures proto proto-check proto-lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,8 +80,10 @@ test-compose: $(VENV)/.dev ## docker-compose.yml on a real engine, up to half an
 	@dpkg -s $(COMPOSE_PACKAGES) >/dev/null 2>&1 || { $(APT_INSTALL) $(COMPOSE_PACKAGES); }
 	@$(BIN)/python -m pytest -q -s systemtests/test_compose.py
 
+NETWORK_PACKAGES := iptables iproute2 procps
+
 test-networks: $(VENV)/.dev ## A peer outside the cluster's network joins through ports of a node (needs apt and root)
-	@command -v iptables >/dev/null || { $(APT_INSTALL) iptables iproute2 procps; }
+	@dpkg -s $(NETWORK_PACKAGES) >/dev/null 2>&1 || { $(APT_INSTALL) $(NETWORK_PACKAGES); }
 	@$(BIN)/python -m pytest -q systemtests/test_two_networks.py
 
 check: lint types imports proto-check proto-lint ## Everything that needs no run of the code

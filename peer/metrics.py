@@ -46,7 +46,9 @@ class PeerMetrics:
             "local_steps_per_second", "Optimizer steps per second, over the last seconds."
         )
         self.loss = self._gauge("training_loss", "Training loss of the last step.")
-        self.losses_not_finite = self._counter("losses_not_finite", "Steps whose loss was NaN.")
+        self.losses_not_finite = self._counter(
+            "losses_not_finite", "Steps whose loss was not finite."
+        )
         self.evaluation = self._gauge("evaluation", "Last evaluation's values.", ["metric"])
         self.swarm_metric = self._gauge(
             "swarm_metric", "The swarm's weighted mean, as this peer knows it.", ["metric"]
@@ -160,7 +162,7 @@ class PeerMetrics:
         self.local_steps.inc(local_steps)
         self.step_seconds.labels("compute").observe(seconds)
         self.loss.set(loss)
-        if loss != loss:
+        if not math.isfinite(loss):
             self.losses_not_finite.inc()
 
     def viewed(self, view: View) -> None:

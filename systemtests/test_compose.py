@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from peer.baseline import first_trainer, train_centralized
-from relayswarm import config
+from relayswarm import __version__, config
 from systemtests.engine import BUILD_S, ROOT, Compose, engine, make_base_images
 from systemtests.prometheus import Prometheus, until
 
@@ -26,6 +26,8 @@ SERVICES = ("coordinator", "peer", "prometheus")
 STATUS = "http://127.0.0.1:9100/status.json"
 PATIENCE_S = 600.0
 POINTS = 0.03
+BASE_IMAGE, BEYOND_BASE_BYTES = "python:3.11-slim-bookworm", 200e6
+GRACE_S = 30  # that the compose file gives
 # Delays make steps take their time: the swarm must not be done before all has happened to it.
 # As many shards as there are peers at most: one is lost with the peer that is killed.
 SETTINGS = ("steps=4000", "data.shards=6", "faults.delay_s=0.03", "evaluation.every=500")
@@ -87,6 +89,26 @@ def peer_of(compose: Compose, container: dict[str, Any]) -> str:
     """The id that the coordinator gave it."""
     told = (line.get("peer") for line in compose.log(container))
     return next(peer for peer in told if peer)
+
+
+def test_images_are_what_the_documentation_says(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    compose = Compose(environment, tmp_path)
+
+    def image(name: str) -> dict[str, Any]:
+        (found,) = json.loads(compose.docker("image", "inspect", name))
+        return dict(found)
+
+    for name in ("relayswarm-coordinator", "relayswarm-peer"):
+        settings = image(f"{name}:{__version__}")["Config"]
+        assert settings["User"] == "10001:10001"
+        assert settings["Labels"]["org.opencontainers.image.version"] == __version__
+        assert settings["Healthcheck"]["Test"][:3] == ["CMD", "relayswarm", "health"]
+    coordinator = image(f"relayswarm-coordinator:{__version__}")
+    beyond = coordinator["Size"] - image(BASE_IMAGE)["Size"]
+    note(f"the coordinator's image has {beyond / 1e6:.0f} MB over its base")
+    assert beyond < BEYOND_BASE_BYTES
 
 
 def test_a_swarm_lives_through_it_all(environment: dict[str, str], tmp_path: Path) -> None:
@@ -208,6 +230,12 @@ def test_a_swarm_with_tls(environment: dict[str, str], tmp_path: Path) -> None:
         compose("up", "--detach", "--no-recreate", "--scale", "peer=5", "coordinator", "peer")
         assert set(until_they_train(5)) == {f"peer-{k}" for k in range(5)}
         note("5 peers train with TLS")
+        leaver, *_ = compose.containers("peer")
+        compose.docker("stop", "-t", str(GRACE_S), leaver["Id"])  # SIGTERM, later SIGKILL
+        (ended,) = json.loads(compose.docker("inspect", leaver["Id"]))
+        assert ended["State"]["ExitCode"] == 0
+        until_they_train(4, beyond=furthest())
+        note("one was told to end and has left, 4 train on")
         (coordinator,) = compose.containers("coordinator")
         until(lambda: is_healthy(compose), "all are healthy", PATIENCE_S)
         inside = ("exec", "-e", "RELAYSWARM_HEALTH_TLS_CA=", "-e", "RELAYSWARM_HEALTH_TLS_CERT=")
