@@ -131,7 +131,7 @@ class Parts:
 
     def _connect(self, config: RunConfig, metrics: PeerMetrics) -> None:
         """Servers first: a member must already be reachable when others learn of it."""
-        contract = _contract(config, self.trainer)
+        contract = contract_of(config, self.trainer)
         daemon = self.daemon
         plan = FaultPlan(config.faults, config.seed)
         security = self.options.security
@@ -188,7 +188,8 @@ class Parts:
         return Expected(self.trainer.fingerprint, vector.numel(), vector.dtype, steps)
 
 
-def _contract(config: RunConfig, trainer: Trainer) -> Contract:
+def contract_of(config: RunConfig, trainer: Trainer) -> Contract:
+    """What all members of a run agree upon, of a model like this trainer's."""
     flat = trainer.flat
     return Contract(
         run_id=config.run_id,
