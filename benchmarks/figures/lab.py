@@ -149,7 +149,7 @@ def run(
         raise ValueError(f"{config.algorithm.name}: what peers send depends on the rate")
     members = peer_ids(config.peers)
     plan = FaultPlan(config.faults, config.seed)
-    meter = Meter(elements, Format.FLOAT64, config.algorithm.local_steps)
+    meter = Meter(elements, Format.FLOAT64)
     world = World(PlannedLink(plan), traffic=meter)
     views = list(views_of(lay_out(config, members, graph), correct_lr=False))
     roles = list(build_algorithm(config).registers.values())

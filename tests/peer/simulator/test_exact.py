@@ -9,7 +9,19 @@ import torch
 
 from coordinator.graphs import build_graph
 from coordinator.trees import Tree
-from peer.algorithms.core import LIVE, Epoch, Head, Kind, Lin, Message, Reg, Role, Run, Train
+from peer.algorithms.core import (
+    LIVE,
+    Epoch,
+    Head,
+    Kind,
+    Lin,
+    Message,
+    Reg,
+    Role,
+    Run,
+    Train,
+    Trained,
+)
 from peer.registers import Registers
 from peer.simulator.exact import ExactBody, ExactSwarm, ExactVectors, Problem, views
 from peer.simulator.links import LosingLink
@@ -58,9 +70,9 @@ def test_an_empty_combination_is_zero() -> None:
 def test_bodies_descend() -> None:
     """Two steps of 1/2 toward 8 from 0: 4, 6; scaled by 1/2: a quarter of the way at a time."""
     body = ExactBody(ExactVectors((F(0), F(1)), {}), (F(8), F(0)), F(1, 2), local_steps=2)
-    assert body.train(Train(0)) == F(1, 2)
+    assert body.train(Train(0)) == Trained(0, F(1, 2), 2)
     assert body.vectors[LIVE] == (6, F(1, 4))
-    assert body.train(Train(1, lr_scale=F(1, 2))) == F(1, 4)
+    assert body.train(Train(1, lr_scale=F(1, 2))) == Trained(1, F(1, 4), 2)
     assert body.vectors[LIVE][0] == F(8) - 2 * F(9, 16)
     assert body.updates[0] == (6, F(-3, 4))
 
