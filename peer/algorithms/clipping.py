@@ -50,7 +50,10 @@ def clipped(message: Message, center: Reg, radius: Coef | None) -> Message:
 def plain(lin: Lin, norm: Callable[[Lin], float]) -> Lin:
     """The same combination of plain messages and registers, now that `norm` tells how far apart
     they are. What is infinitely far is not used at all."""
-    if not any(type(ref) is Clipped for _, ref in lin.terms):
+    for _, ref in lin.terms:  # a loop, because every combination of every run comes by
+        if type(ref) is Clipped:
+            break
+    else:
         return lin
     terms: list[tuple[Coef, Reg | Message]] = []
     for coef, ref in lin.terms:

@@ -21,7 +21,7 @@ def memory_of_a_swarm() -> Iterator[None]:
     swarm starts, most of the time. Here it passes over what there was, and looks less often.
 
     The tensors of stacked convolutions are freed and taken again in every step; memory is kept for
-    them, which is about a quarter of a step. That holds for the life of the process.
+    them. That holds for the life of the process.
     """
     keep_freed_memory(LARGEST_REUSED, KEPT)
     thresholds = gc.get_threshold()

@@ -25,8 +25,9 @@ class Cost:
 
     `message_rounds_per_step` is the length of the longest chain of messages that somebody had to
     wait for (`world.Node.depth`), divided by the steps. `gradient_evaluations` are those of all
-    peers together, one for each optimizer step. `messages_by_bits` are those of a run on the
-    lattice, by the bits of an element (0: full precision), each try of a message for itself.
+    peers together, one for each optimizer step. `messages_by_bits` are those on the
+    lattice and of pairwise methods, by the bits of an element (0: full precision), each try of a
+    message for itself.
     """
 
     virtual_seconds: float

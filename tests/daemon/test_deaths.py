@@ -39,6 +39,7 @@ def test_neighbours_notice_a_death_at_once_and_go_on_in_a_new_tree(
         assert finished[peer]["shard"] == int(peer[-1])  # the dead peer's data is nobody's
         steps = swarm.steps(peer)
         assert steps[199]["swarm_size"] == steps[199]["models_counted"] == 3
+        assert max(event["wait_s"] for event in steps.values()) < 40
         known = swarm.swarm_metrics(peer)
         assert {step: known[step]["peers"] for step in (10, 20, 200)} == {10: 4, 20: 4, 200: 3}
         waited_s = sum(event["wait_s"] for event in steps.values())

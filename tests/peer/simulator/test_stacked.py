@@ -304,4 +304,4 @@ def test_a_replayed_step_takes_no_work_for_each_peer(monkeypatch: pytest.MonkeyP
 def test_a_step_of_a_peer_takes_little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "STEP_EVENTS", 1)
     assert calls_per_step(events_of, 16) / 16 < 30
-    assert calls_per_step(events_of_objects, 16) / 16 < 440
+    assert calls_per_step(events_of_objects, 16) / 16 < 420
