@@ -51,6 +51,11 @@ def find_algorithm(name: str) -> tuple[type[Algorithm], type[Any]]:
     return kind, kind.Options
 
 
+def is_pairwise(name: str) -> bool:
+    """Whether the method of that name exchanges copies in pairs. Raises ConfigError as above."""
+    return issubclass(find_algorithm(name)[0], Pairwise)
+
+
 def check_algorithm(config: RunConfig) -> None:
     """Raise ConfigError if the algorithm or one of its options is unknown or unusable."""
     build_algorithm(config)
@@ -111,7 +116,7 @@ def _check_wire_format(config: RunConfig) -> None:
     if quantize == "lattice" and wire_format is not None:
         problem = 'with algorithm.quantize = "lattice", copies travel on the lattice or exactly'
         raise ConfigError("transport.wire_format", wire_format, problem, "leave it out")
-    if wire_format == "lattice" and issubclass(find_algorithm(name)[0], Pairwise):
+    if wire_format == "lattice" and is_pairwise(name):
         problem = f"{name} draws its partners, so that their last messages are old"
         remedy = 'set algorithm.quantize = "lattice" instead'
         raise ConfigError("transport.wire_format", wire_format, problem, remedy)

@@ -36,7 +36,7 @@ from peer.algorithms.pairwise import Pairwise
 from peer.baseline import plain
 from peer.codec import Format, default_format, roundtrip
 from peer.codec.edges import Lattice
-from peer.config import build_algorithm, find_algorithm
+from peer.config import build_algorithm, is_pairwise
 from peer.faults import FaultPlan, check_peers
 from peer.outcome import RunOutcome
 from peer.progress import Progress
@@ -207,7 +207,7 @@ class Simulation:
             return LatticeWire(setting, self._config.seed, self._wrote)
         if quantizer(self._config):
             return PairWire(self._vectors, self._shared, fmt, self._wrote)
-        return PlainWire(fmt, self._wrote) if in_pairs(self._config) else None
+        return PlainWire(fmt, self._wrote) if is_pairwise(self._config.algorithm.name) else None
 
     def _wrote(self, sender: PeerId, bits: int, count: int) -> None:
         self._meter.wrote(sender, bits, count)
@@ -380,11 +380,6 @@ def step_event(
         "wait_s": effect.waited_s,
         "bytes_sent": bytes_sent,
     }
-
-
-def in_pairs(config: RunConfig) -> bool:
-    """Whether the run's method exchanges copies in pairs."""
-    return issubclass(find_algorithm(config.algorithm.name)[0], Pairwise)
 
 
 def stood_still(peer: PeerId, algorithm: Algorithm) -> dict[str, Any]:

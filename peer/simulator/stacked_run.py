@@ -18,7 +18,7 @@ from coordinator.graph_files import read_graph
 from coordinator.views import FILE, Layout, lay_out
 from peer.algorithms.core import Averaged, PeerId
 from peer.baseline import plain
-from peer.config import build_algorithm
+from peer.config import build_algorithm, is_pairwise
 from peer.faults import FaultPlan
 from peer.outcome import RunOutcome
 from peer.progress import Progress
@@ -28,7 +28,6 @@ from peer.simulator.learning import (
     Listener,
     MeanModels,
     format_of,
-    in_pairs,
     is_told,
     step_event,
     stood_still,
@@ -129,7 +128,7 @@ class StackedSimulation:
         plan = FaultPlan(config.faults, config.seed)
         wire_format = format_of(first)
         elements = self.choice.start.numel()
-        pairs = in_pairs(config)
+        pairs = is_pairwise(config.algorithm.name)
         self._meter = Meter(elements, None if pairs else wire_format)
         world = World(
             PlannedLink(plan),

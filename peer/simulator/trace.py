@@ -27,10 +27,9 @@ from peer.algorithms import ALGORITHMS
 from peer.algorithms.allreduce import AllReduce
 from peer.algorithms.core import Coef, PeerId, View
 from peer.algorithms.gossip import Gossip
-from peer.algorithms.pairwise import Pairwise
 from peer.algorithms.relaying import Relaying
 from peer.algorithms.sgp import SGP
-from peer.config import check_algorithm
+from peer.config import check_algorithm, is_pairwise
 from peer.simulator.exact import views
 from peer.simulator.trace_problem import TraceProblem, load_problem, refuse, tree_of
 from peer.simulator.trace_swarm import TraceSwarm, turns_of
@@ -67,11 +66,7 @@ def run_trace(
 def trace(problem: TraceProblem, config: RunConfig) -> dict[str, Any]:
     """The arrays of the trace. Raises ConfigError for a topology that does not fit the method."""
     swarm = TraceSwarm(problem, config, _views(problem, config), _rates(problem, config))
-    return swarm.by_interactions() if _is_pairwise(config) else swarm.by_steps()
-
-
-def _is_pairwise(config: RunConfig) -> bool:
-    return issubclass(_method(config), Pairwise)
+    return swarm.by_interactions() if is_pairwise(config.algorithm.name) else swarm.by_steps()
 
 
 def _method(config: RunConfig) -> type[Any]:
@@ -105,7 +100,7 @@ def _config(
     if config.algorithm.neighbour_weights:
         weights, text = config.algorithm.neighbour_weights, "a trace's file says who calls whom"
         raise ConfigError("algorithm.neighbour_weights", weights, text, "leave it out")
-    if _is_pairwise(config):
+    if is_pairwise(config.algorithm.name):
         settings.append(f"algorithm.options.script={json.dumps(_script(problem, config))}")
         return parse("", settings)
     if steps is None:
@@ -141,7 +136,7 @@ def _rates(problem: TraceProblem, config: RunConfig) -> Callable[[int], Sequence
     lr, pairs = problem.lr, problem.interactions
     if lr is None:
         return lambda _: None
-    if not _is_pairwise(config):
+    if not is_pairwise(config.algorithm.name):
         return lambda _: lr.tolist()
     assert pairs is not None
     trains_for = pairs if config.algorithm.blocking else pairs[:, :1]
