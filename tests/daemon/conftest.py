@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -258,7 +259,8 @@ class Swarm:
     def stop(self) -> None:
         for process in (*self.peers.values(), self.coordinator):
             if not process.has_ended:
-                process.send(signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has ended just now by itself
+                    process.send(signal.SIGKILL)
         for process in (*self.peers.values(), self.coordinator):
             process.exit_code()
 
