@@ -6,10 +6,8 @@
 Real swarms on this machine whose peers have a model of 60 MB and hardly compute, and the same with
 a model of 20 MB: by how much the largest resident sizes of a peer by its 30th step differ, for
 each byte by which the models do (chunks under way take as much with either). One model of it is the
-gradient's, which is training's and not counted. The bound: the model, the method's registers, two
-buffers for each edge and tree of the peer with most of them (last step's message, still relayed,
-and this step's), and copies of what a slow stream still reads. Prints a table, and writes JSON and
-a plot (`--output`).
+gradient's, which is training's and not counted. The bound is that of `relayswarm check`
+(`peer.footprint`). Prints a table, and writes JSON and a plot (`--output`).
 """
 
 from __future__ import annotations
@@ -26,10 +24,11 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from benchmarks.step_overhead import offer_task
-from peer.config import build_algorithm, find_algorithm
+from peer.footprint import memory_bound
+from peer.localswarm.session import lay_out_run
 from peer.localswarm.swarm import CONFIG, LOGS, LocalCommands, LocalSwarm
 from peer.manifest import hardware, versions
-from peer.views import peer_ids
+from peer.views import peer_ids, views_of
 from relayswarm.config import RunConfig, parse
 
 Row = dict[str, Any]
@@ -39,13 +38,10 @@ STEPS = 40
 
 
 class Case(NamedTuple):
-    """A method on a graph. `buffers` are those of the peer with most edges, in models: two for
-    each edge, of half a model where there are two trees."""
+    """A method on a graph."""
 
     settings: tuple[str, ...]
     peers: int
-    buffers: int
-    copies: int = 1
 
     def config(self, elements: int) -> RunConfig:
         fixed = {
@@ -64,20 +60,20 @@ class Case(NamedTuple):
     def bound(self) -> int:
         """Models."""
         config = self.config(SMALL)
-        sections = find_algorithm(config.algorithm.name)[0].sections
-        registers = len(build_algorithm(config, 0).registers)
-        return 1 + registers + self.buffers * sections + self.copies
+        bound = memory_bound(config, views_of(lay_out_run(config), correct_lr=False))
+        assert bound is not None, "of pairs no bound is known"
+        return bound
 
 
 CHAIN, RING = ("topology.graph=chain",), ("topology.graph=ring",)
 TREES = ("topology.graph=complete", "topology.tree=double-binary-trees")
 CASES = {
-    "relaysgd/chain": Case(CHAIN, 3, 4),
-    "relaysgd/chain, overlap": Case((*CHAIN, "algorithm.overlap=true"), 3, 4, copies=2),
-    "relaysgd/two trees": Case(TREES, 4, 4),
-    "dpsgd/ring": Case(("algorithm.name=dpsgd", *RING), 3, 4),
-    "d2/ring": Case(("algorithm.name=d2", *RING), 3, 4),
-    "gradient-tracking/ring": Case(("algorithm.name=gradient-tracking", *RING), 3, 4),
+    "relaysgd/chain": Case(CHAIN, 3),
+    "relaysgd/chain, overlap": Case((*CHAIN, "algorithm.overlap=true"), 3),
+    "relaysgd/two trees": Case(TREES, 4),
+    "dpsgd/ring": Case(("algorithm.name=dpsgd", *RING), 3),
+    "d2/ring": Case(("algorithm.name=d2", *RING), 3),
+    "gradient-tracking/ring": Case(("algorithm.name=gradient-tracking", *RING), 3),
 }
 
 

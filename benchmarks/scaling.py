@@ -45,6 +45,7 @@ from peer.metrics import PeerMetrics
 from peer.parts import contract_of
 from peer.tasks.digits import Digits
 from peer.training.trainer import Trainer, make_site
+from peer.training_thread import TrainingThread
 from peer.transport.client import Exchanges, Outbox
 from peer.transport.server import PeerServer
 from peer.transport.visits import Visits
@@ -104,7 +105,9 @@ class Member:
         trainer = Trainer(Sleeping(sleep_s), config, site)
         checkpoints = Checkpoints(None, trainer, metrics, view.me)
         algorithm = build_algorithm(config)
-        self.daemon = Daemon(view.me, algorithm, trainer, checkpoints, metrics, self.times)
+        self.daemon = Daemon(
+            view.me, algorithm, trainer, checkpoints, metrics, self.times, TrainingThread
+        )
         self.view, visits = view, Visits()
         contract = contract_of(config, trainer)
         pairs = Exchanges(self.daemon, visits)
@@ -199,7 +202,7 @@ def main() -> None:
     parser.add_argument("--peers", type=int, nargs="+", default=PEERS)
     parser.add_argument("--methods", nargs="+", choices=list(GRAPHS), default=list(GRAPHS))
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--sleep", type=float, default=0.5, help="of a batch, seconds")
+    parser.add_argument("--sleep", type=float, default=2.0, help="of a batch, seconds")
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--output", type=Path, help="where to write JSON; the plot beside it, .png")
     given = parser.parse_args()

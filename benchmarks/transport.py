@@ -2,6 +2,7 @@
 
     python benchmarks/transport.py             all of it, in under 5 minutes
     python benchmarks/transport.py --quick     a few turns, without the wire formats
+    python benchmarks/transport.py --quick --hivemind PYTHON    beside hivemind's averager, too
 
 Two processes on loopback hand each other models of 1, 10 and 100 MB, one way and both ways at once.
 A message begins with a vector in one process, and ends when its sender knows that it is whole in
@@ -9,9 +10,13 @@ the other's memory; then the next one begins.
 
 tcp       sockets: sendall, recv_into a vector, one byte back
 gloo      torch.distributed: isend, irecv into a vector, one element back
+grpc      grpcio alone, which relaying cannot outrun: the same bytes again and again, in parts of
+          1 MiB, let go as they come in
 relay     what peer daemons do: a sum of a register and a kept message is formed while it streams
           through the peer's outbox, and taken by its server into a buffer, checked and handed over;
           in each wire format (with float64 the model is of that type, too)
+hivemind  its averager (`hivemind_averager.py`), float32, both ways, the largest size. PYTHON is the
+          interpreter of an environment that has it; its processor seconds are not known
 
 Methods take turns, figures are medians over the turns. Rates are in GB of model (float32 elements
 where the format is a smaller one) a second and direction. Processor seconds are those of both
@@ -23,23 +28,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import queue
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import grpc
 import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
@@ -54,6 +63,7 @@ from peer.registers import Registers
 from peer.transport.client import Outbox
 from peer.transport.contract import Contract, PeerState, Snapshot
 from peer.transport.server import PeerServer
+from peer.transport.wire import CHUNK_BYTES
 from relayswarm.net.gate import Denial
 
 Row = dict[str, Any]
@@ -65,6 +75,8 @@ FORMATS = ("float32", "bfloat16", "float16", "float64", "lattice")
 PATIENCE_S = 60.0
 EPOCH = Epoch(1, 1, 1)
 BASE = "tcp"
+HIVEMIND, ROUNDS = "hivemind", 4
+LARGE = (("grpc.max_receive_message_length", 2 * CHUNK_BYTES),)
 
 
 class Case(NamedTuple):
@@ -176,6 +188,39 @@ class Gloo:
             one.wait()
 
 
+class Grpc:
+    """grpcio and nothing else: the parts of a stream are ready, and let go as they come in."""
+
+    def __init__(self, site: Site, elements: int) -> None:
+        whole, rest = divmod(4 * elements, CHUNK_BYTES)
+        self._parts = [bytes(CHUNK_BYTES)] * whole + [bytes(rest)] * (rest > 0)
+        self._received: queue.SimpleQueue[int] = queue.SimpleQueue()
+        handler: Any = grpc.stream_unary_rpc_method_handler(self._take)
+        self._server = grpc.server(ThreadPoolExecutor(2), options=LARGE)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("bare", {"Relay": handler}),)
+        )
+        site.tell(self._server.add_insecure_port("127.0.0.1:0"))
+        self._server.start()
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{site.hear()}", options=LARGE)
+        self._call: Any = self._channel.stream_unary("/bare/Relay")
+
+    def _take(self, parts: Iterator[bytes], context: grpc.ServicerContext) -> bytes:  # noqa: ARG002
+        self._received.put(sum(len(part) for part in parts))
+        return b"!"
+
+    def send(self) -> None:
+        self._call(iter(self._parts))
+
+    def receive(self) -> None:
+        assert self._received.get(timeout=PATIENCE_S) == sum(map(len, self._parts))
+
+    def swap(self) -> None:
+        answer = self._call.future(iter(self._parts))
+        self.receive()
+        answer.result()
+
+
 class Relay:
     """A peer's registers, outbox and server. As in a daemon the last message is kept, while the
     next one comes in."""
@@ -268,6 +313,9 @@ class Relay:
     def snapshot(self) -> Snapshot:
         raise AssertionError("nobody asks for it")
 
+    def copy(self) -> Tensor:
+        raise AssertionError("there are no pairs")
+
 
 def build(method: str, site: Site, elements: int) -> Method:
     match method.split():
@@ -275,6 +323,8 @@ def build(method: str, site: Site, elements: int) -> Method:
             return Tcp(site, elements)
         case ["gloo"]:
             return Gloo(site, elements)
+        case ["grpc"]:
+            return Grpc(site, elements)
         case ["relay", wire_format]:
             return Relay(site, elements, wire_format)
     raise AssertionError(method)
@@ -362,13 +412,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few turns of float32 alone")
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES), help="MB")
     parser.add_argument("--turns", type=int)
+    parser.add_argument("--hivemind", metavar="PYTHON", help="an interpreter that has hivemind")
     arguments = parser.parse_args()
     load_before = os.getloadavg()[0]
     began = time.perf_counter()
     formats = FORMATS[:1] if arguments.quick else FORMATS
-    methods = [BASE, "gloo", *(f"relay {name}" for name in formats)]
+    methods = [BASE, "gloo", "grpc", *(f"relay {name}" for name in formats)]
     turns = arguments.turns or (QUICK_TURNS if arguments.quick else TURNS)
-    rows = measure(methods, arguments.sizes, turns)
+    rows = measure(methods, arguments.sizes, turns, arguments.hivemind)
     about = {
         "date": date.today().isoformat(),
         "load_before": load_before,  # above 0: other work took part of the machine
@@ -384,27 +435,42 @@ def main() -> None:
     print_table(rows)
 
 
-def measure(methods: Sequence[str], sizes: Sequence[int], turns: int) -> list[Row]:
-    """A row for each case."""
+def measure(
+    methods: Sequence[str], sizes: Sequence[int], turns: int, python: str | None = None
+) -> list[Row]:
+    """A row for each case; with `python` hivemind is one of the methods."""
     rows = []
     with ExitStack() as stack:
         pair = Pair(stack)
         for megabytes in sizes:
             for both in (False, True):
                 cases = [Case(method, megabytes, both) for method in methods]
-                rows += compare(pair, cases, turns)
+                if python and both and megabytes == max(sizes):
+                    cases.append(Case(HIVEMIND, megabytes, both))
+                rows += compare(cases, turns, lambda case: run(pair, case, python))
                 print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
     return rows
 
 
-def compare(pair: Pair, cases: Sequence[Case], turns: int) -> list[Row]:
+def run(pair: Pair, case: Case, python: str | None) -> list[Spent]:
+    """One turn of whatever method."""
+    if case.method != HIVEMIND:
+        return pair.run(case)
+    script = Path(__file__).parent / "hivemind_averager.py"
+    command = [python or sys.executable, str(script), str(case.megabytes), str(ROUNDS)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rate = float(printed.split()[0])  # GB/s
+    return [Spent(case.megabytes / 1000 * case.messages / rate, math.nan)]
+
+
+def compare(cases: Sequence[Case], turns: int, run: Callable[[Case], Sequence[Spent]]) -> list[Row]:
     """Cases take turns."""
     rates: defaultdict[Case, list[float]] = defaultdict(list)
     processor: defaultdict[Case, list[float]] = defaultdict(list)
     for _ in range(turns):
         for case in cases:
-            spent = pair.run(case)
+            spent = run(case)
             gigabytes = case.megabytes * case.messages / 1000
             rates[case].append(gigabytes / max(one.clock for one in spent))
             both = gigabytes * (2 if case.both else 1)
@@ -419,11 +485,16 @@ def compare(pair: Pair, cases: Sequence[Case], turns: int) -> list[Row]:
             "ratio_to_tcp": statistics.median(
                 a / b for a, b in zip(rates[case], base, strict=True)
             ),
-            "processor_s_per_gigabyte": statistics.median(processor[case]),
+            "processor_s_per_gigabyte": known(statistics.median(processor[case])),
             "all_gigabytes_per_s": rates[case],
         }
         for case in cases
     ]
+
+
+def known(figure: float) -> float | None:
+    """None for what JSON has no word for."""
+    return None if math.isnan(figure) else figure
 
 
 # --- telling ----------------------------------------------------------------------------------
@@ -433,9 +504,11 @@ def print_table(rows: Sequence[Row]) -> None:
     print(f"{'MB':>4} {'ways':5} {'method':16} {'GB/s':>6} {'of tcp':>7} {'processor s/GB':>15}")
     for row in rows:
         ways = "both" if row["both_ways"] else "one"
+        seconds = row["processor_s_per_gigabyte"]
+        processor = f"{'' if seconds is None else format(seconds, '.2f'):>15}"
         print(
             f"{row['megabytes']:4} {ways:5} {row['method']:16} {row['gigabytes_per_s']:6.2f}"
-            f" {row['ratio_to_tcp']:7.2f} {row['processor_s_per_gigabyte']:15.2f}"
+            f" {row['ratio_to_tcp']:7.2f} {processor}"
         )
 
 

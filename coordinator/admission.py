@@ -6,8 +6,9 @@ What belongs here: the rules of `Join` as functions of who is there. Nothing her
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
+from coordinator import reach
 from coordinator.members import Join, Member, Refusal, Refused, Rules
 
 MIN_VERSION, MAX_VERSION = 1, 1
@@ -34,6 +35,8 @@ def refuse(
         _version(join)
         or _run(join, rules)
         or _wire_format(join, rules)
+        or _weight(join, rules)
+        or reach.refuse(join, rules)
         or _fields(join)
         or _identity(join, rules, living, finished)
         or _address(join, living)
@@ -44,6 +47,16 @@ def refuse(
 def refuse_finished(rules: Rules) -> Refused:
     """The answer to everyone once the run is over."""
     text = f"run_id = {rules.run_id!r}: the run has finished; start another one to train on"
+    return Refused(Refusal.FINISHED, text)
+
+
+def refuse_late(peer_id: str, rules: Rules) -> Refused:
+    """The answer to whoever comes, or comes back, when others have the common model already: a
+    second one must not be made."""
+    text = (
+        f"peer_id = {peer_id!r}: too late for {rules.run_id!r}, whose common model others have by "
+        "now; fetch it from one of them with `relayswarm pull`"
+    )
     return Refused(Refusal.FINISHED, text)
 
 
@@ -83,6 +96,16 @@ def _wire_format(join: Join, rules: Rules) -> Refused | None:
     return Refused(Refusal.WIRE_FORMAT, text)
 
 
+def _weight(join: Join, rules: Rules) -> Refused | None:
+    least, largest = rules.weights or (1.0, 1.0)
+    if join.weight == 0 or least <= join.weight <= largest:
+        return None
+    text = f"weight = {join.weight}: not a weight; give a number from {least:g} to {largest:g}"
+    if rules.weights is None:
+        text = f"weight = {join.weight}: in this run all peers weigh the same; leave it out"
+    return Refused(Refusal.WEIGHT, text)
+
+
 def _fields(join: Join) -> Refused | None:
     if join.peer_id and not _ID.fullmatch(join.peer_id):
         text = (
@@ -93,7 +116,7 @@ def _fields(join: Join) -> Refused | None:
     if join.incarnation < 1:
         text = f"incarnation = {join.incarnation}: not above 0; use e.g. the time of the start"
         return Refused(Refusal.BAD_ID, text)
-    if not join.address and not join.fingerprint:
+    if not join.address and (join.dial_only or not join.fingerprint):
         return None  # a candidate may not serve yet
     problem = _address_problem(join.address)
     if problem:
@@ -154,10 +177,24 @@ def _model(join: Join, fingerprint: int) -> Refused | None:
         return None
     text = (
         f"model_fingerprint = {join.fingerprint:#018x}: the run's is {fingerprint:#018x}, so the "
-        "models differ in names, shapes or types of parameters; use the same task, options and "
-        "code on all peers"
     )
+    if have_one_layout(join.fingerprint, fingerprint):
+        text += (
+            "models are alike but for the values of their frozen parameters; load the same base "
+            "model on all peers, or name in share.exclude what may differ"
+        )
+    else:
+        text += (
+            "models differ in names, shapes or types of parameters; use the same task, options and "
+            "code on all peers"
+        )
     return Refused(Refusal.FINGERPRINT, text)
+
+
+def have_one_layout(one: int, other: int) -> bool:
+    """Whether two fingerprints that differ are of models with one layout, the upper halves: what is
+    frozen has other values then (`JoinRequest.model_fingerprint`)."""
+    return (one ^ other) >> 32 == 0
 
 
 def free_id(taken: Collection[str]) -> str:
@@ -174,7 +211,13 @@ def choose_shard(peer_id: str, shards: int, others: Iterable[Member]) -> tuple[i
     The peer's number if its id ends in one and that shard is free, else the lowest free shard,
     else (more peers than shards) its number modulo `shards`, shared.
     """
-    held = {member.shard: member.peer_id for member in others}
+    return shard_for(
+        peer_id, shards, {member.shard: member.peer_id for member in others if member.weight}
+    )
+
+
+def shard_for(peer_id: str, shards: int, held: Mapping[int, str]) -> tuple[int, str]:
+    """The same, where `held` says who has which shard."""
     digits = re.search(r"(\d+)$", peer_id)
     number = int(digits[1]) if digits else None
     if number is not None and number < shards and number not in held:

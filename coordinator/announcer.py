@@ -11,9 +11,10 @@ import os
 import threading
 from typing import Any, TextIO
 
-from coordinator.conductor import Denied, Notice, Publication
-from coordinator.members import Admitted, GaveUp, Gone, Refused, RunFinished, Waiting
+from coordinator.conductor import Denied, Notice, Publication, SamplesRefused, StopPublished
+from coordinator.members import Admitted, GaveUp, Gone, NoTree, Refused, RunFinished, Waiting
 from coordinator.messages import reason_text
+from coordinator.reach import no_tree_text
 from relayswarm import logs
 from relayswarm.net.sparing import SparingLog
 
@@ -46,13 +47,17 @@ class Announcer:
             except BrokenPipeError:
                 self._stream = None  # nobody listens any more
 
-    def started(self, run_id: str, address: str, metrics_address: str) -> None:
+    def standing_by(self, store: str) -> None:
+        """Another coordinator may lead."""
+        self.event("standing_by", f"standing by to lead the run in {store}", pid=os.getpid())
+
+    def started(self, run_id: str, address: str, metrics_address: str, url: str) -> None:
         """The coordinator listens."""
         logs.set_context(run=lambda: run_id)
         self.event(
             "coordinator_started",
             f"run {run_id}: join with relayswarm peer --coordinator {address}; "
-            f"watch it at http://{metrics_address}, metrics are at /metrics there",
+            f"watch it at {url}, metrics are at /metrics there",
             pid=os.getpid(),
             address=address,
             metrics_address=metrics_address,
@@ -68,6 +73,10 @@ class Announcer:
                 self._admitted(notice)
             case Denied():
                 self._sparing.warning(notice.denial.value, f"call denied: {notice.text}")
+            case SamplesRefused():
+                faults = ", ".join(f"{n} for {fault.value}" for fault, n in notice.faults.items())
+                text = f"metrics of {notice.peer_id!r} not taken: {faults}"
+                self._sparing.warning("metrics", text)
             case Refused():
                 reason = notice.refusal.value
                 self._sparing.warning(reason, f"join refused ({reason}): {notice.text}")
@@ -76,11 +85,18 @@ class Announcer:
                 self._gone(notice)
             case Publication():
                 self._published(notice)
+            case StopPublished(step, reason):
+                text = f"the run ends before step {step}: {reason}"
+                self.event("stop", text, step=step, reason=reason)
             case RunFinished():
                 self.event("finished", "the run has finished")
             case GaveUp():
                 text, present = gave_up_text(notice), len(notice.present)
                 self.event("gave_up", text, logging.ERROR, present=present, needed=notice.needed)
+            case NoTree():
+                text, level = no_tree_text(notice.present), logging.WARNING
+                members = list(notice.present)
+                self.event("no_tree", text, level, members=members, final=notice.is_final)
 
     def _waiting(self, waiting: Waiting) -> None:
         present = len(waiting.present)
@@ -93,7 +109,8 @@ class Announcer:
         if admitted.candidate or admitted.again:
             return
         peer, address, shard = member.peer_id, member.address, member.shard
-        text = f"{peer} joined at {address}, shard {shard}"
+        place = f"at {address}" if address else "to dial out only"
+        text = f"{peer} joined {place}, shard {shard}"
         self.event("member_joined", text, peer=peer, address=address, shard=shard)
         if admitted.note:
             log.warning("%s: %s", peer, admitted.note)

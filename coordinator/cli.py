@@ -16,6 +16,7 @@ from relayswarm.logs import LogFormat, LogFormatOption
 from relayswarm.net.clients import Clients
 from relayswarm.net.flags import (
     Insecure,
+    InsecureHttp,
     TlsCa,
     TlsCert,
     TlsClients,
@@ -38,8 +39,13 @@ def coordinator(
         str, typer.Option(help="HOST:PORT for page and metrics; port 0 takes any free one.")
     ] = "127.0.0.1:0",
     store: Annotated[
-        Path | None,
-        typer.Option(help="SQLite file that survives a restart.", show_default="in memory"),
+        str | None,
+        typer.Option(
+            metavar="PATH | etcd://HOST:PORT",
+            help="SQLite file that survives a restart, or an etcd: of several coordinators with "
+            "the same one leads, and another takes over.",
+            show_default="in memory",
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -60,16 +66,18 @@ def coordinator(
     tls_clients: TlsClients = Clients.REQUIRED,
     token_file: TokensOfMembers = None,
     insecure: Insecure = False,
+    insecure_http: InsecureHttp = False,
     log_format: LogFormatOption = LogFormat.AUTO,
 ) -> None:
     """Introduce peers to each other and keep their topology, for one run."""
     from coordinator.runner import Options, serve
     from relayswarm.net.security import Security
+    from relayswarm.settings import of_environment
 
     logs.configure(log_format, tells_events=as_json)
     options = Options(
         config=config,
-        overrides=tuple(set_ or ()),
+        overrides=(*(one.text for one in of_environment()), *(set_ or ())),
         listen=listen,
         metrics_listen=metrics_listen,
         store=store,
@@ -77,6 +85,7 @@ def coordinator(
         json=as_json,
         exit_when_finished=exit_when_finished,
         security=Security(tls_ca, tls_cert, tls_key, tls_clients, token_file, insecure),
+        insecure_http=insecure_http,
     )
     try:
         code = serve(options)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import networkx as nx
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -38,10 +39,34 @@ def draw_topology(topology: Topology, labels: Sequence[int] | None, path: Path, 
     figure.suptitle(title, fontsize=13 * scale, fontweight="bold")
     grid = figure.add_gridspec(len(topology.trees), 2)
     _draw_graph(figure.add_subplot(grid[:, 0]), topology, names)
-    for row, (root, tree) in enumerate(zip(topology.roots, topology.trees, strict=True)):
-        name = "tree" if len(topology.trees) == 1 else f"tree {'AB'[row]}"
-        _draw_tree(figure.add_subplot(grid[row, 1]), root, tree, names, TREE_COLOURS[row], name)
+    for row in range(len(topology.trees)):
+        _draw_row(figure.add_subplot(grid[row, 1]), topology, row, names)
     figure.savefig(path, format="png", dpi=110)
+
+
+def graph_figure(topology: Topology, labels: Sequence[int] | None) -> Figure:
+    """The graph alone, as `draw_topology` has it on the left."""
+    figure, axes = _square(topology)
+    _draw_graph(axes, topology, labels if labels is not None else range(topology.n))
+    return figure
+
+
+def tree_figures(topology: Topology, labels: Sequence[int] | None) -> list[Figure]:
+    """Each tree alone, as `draw_topology` has them on the right."""
+    names = labels if labels is not None else range(topology.n)
+    figures = []
+    for row in range(len(topology.trees)):
+        figure, axes = _square(topology)
+        _draw_row(axes, topology, row, names)
+        figures.append(figure)
+    return figures
+
+
+def _square(topology: Topology) -> tuple[Figure, Axes]:
+    side = 5.2 * _scale(topology.n)
+    figure = Figure(figsize=(side, 0.85 * side))
+    margins = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": 0.92}
+    return figure, figure.subplots(gridspec_kw=margins)
 
 
 def _scale(n: int) -> float:
@@ -60,6 +85,12 @@ def _draw_graph(axes: Axes, topology: Topology, names: Sequence[int]) -> None:
     axes.set_title(f"{len(graph.edges)} links; in colour those of the tree, gold the root")
 
 
+def _draw_row(axes: Axes, topology: Topology, row: int, names: Sequence[int]) -> None:
+    name = "tree" if len(topology.trees) == 1 else f"tree {'AB'[row]}"
+    root, tree = topology.roots[row], topology.trees[row]
+    _draw_tree(axes, root, tree, names, TREE_COLOURS[row], name)
+
+
 def _draw_tree(
     axes: Axes, root: int, tree: Tree, names: Sequence[int], colour: str, title: str
 ) -> None:
@@ -67,9 +98,7 @@ def _draw_tree(
     _draw_edges(axes, at, tree.edges, colour, 2.2)
     _draw_peers(axes, at, names, (root,))
     factor = tree.lr_factor()
-    axes.set_title(
-        f"{title}: diameter {tree.diameter}, learning-rate factor {factor}", color=colour
-    )
+    axes.set_title(f"{title}: diameter {tree.diameter}, learning-rate factor {factor}")
 
 
 def _draw_edges(
@@ -82,10 +111,11 @@ def _draw_edges(
 def _draw_peers(axes: Axes, at: Positions, names: Sequence[int], roots: Sequence[int]) -> None:
     peers = sorted(at)
     size = min(420.0, max(130.0, 420.0 * 24 / len(peers) * _scale(len(peers)) ** 2))  # points^2
-    edges = [ROOT_COLOUR if peer in roots else "#404040" for peer in peers]
+    edges = [ROOT_COLOUR if peer in roots else rcParams["axes.edgecolor"] for peer in peers]
     widths = [3.5 if peer in roots else 1.0 for peer in peers]
     x, y = [at[p][0] for p in peers], [at[p][1] for p in peers]
-    axes.scatter(x, y, s=size, c="white", edgecolors=edges, linewidths=widths, zorder=3)
+    fill = rcParams["axes.facecolor"]
+    axes.scatter(x, y, s=size, c=fill, edgecolors=edges, linewidths=widths, zorder=3)
     for peer in peers:
         axes.text(
             *at[peer],
@@ -105,7 +135,7 @@ def _write_costs(axes: Axes, at: Positions, graph: Graph) -> None:
         return
     for u, v, cost in graph.edges:
         middle = ((at[u][0] + at[v][0]) / 2, (at[u][1] + at[v][1]) / 2)
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+        box = {"facecolor": rcParams["axes.facecolor"], "edgecolor": "none", "pad": 1.0}
         axes.text(*middle, str(cost), ha="center", va="center", fontsize=8, bbox=box, zorder=2)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,6 +84,34 @@ class Graph:
         edges = [e for e in self.edges if e.u in number and e.v in number]
         check_edges(edges, sorted(keep))
         return Graph(len(number), tuple(Edge(number[u], number[v], c) for u, v, c in edges))
+
+
+def without_edges_among(graph: Graph, dial_only: Collection[int]) -> Graph:
+    """The graph without edges between two peers that can only dial out.
+
+    Where it falls apart without them it gets new edges of cost 1, as few as link its parts, each at
+    the peers that have the fewest so far. Raises `GraphError` if all peers of several are among
+    `dial_only`.
+    """
+    kept = [edge for edge in graph.edges if edge.u not in dial_only or edge.v not in dial_only]
+    parts = connected_parts(range(graph.n), kept_pairs := [(e.u, e.v) for e in kept])
+    if len(parts) > 1 and len(dial_only) == graph.n:
+        raise GraphError("peers", graph.n, "all of them can only dial out", "open the port of one")
+    degree = Counter(peer for pair in kept_pairs for peer in pair)
+
+    def idlest(peers: Iterable[int]) -> int:
+        return min(peers, key=lambda peer: (degree[peer], peer))
+
+    linked: list[int] = []
+    # A part without a reachable peer is a single peer: parts with one come first.
+    for part in sorted(parts, key=lambda part: all(peer in dial_only for peer in part)):
+        if linked:
+            hub = idlest(peer for peer in linked if peer not in dial_only)
+            end = idlest([peer for peer in part if peer not in dial_only] or part)
+            kept.append(Edge(hub, end))
+            degree.update((hub, end))
+        linked += part
+    return Graph(graph.n, tuple(kept))
 
 
 def check_edges(edges: Iterable[Edge], nodes: Collection[int], field: str = "graph") -> None:

@@ -10,11 +10,24 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
+from coordinator.member_metrics import Evaluation, Sample
+
 
 def natural_order(peer_id: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key by which peers are visited everywhere: `peer-10` comes after `peer-2`."""
     parts = re.split(r"(\d+)", peer_id)
     return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
+
+
+FIRST_HEALED_NUMBER = 2**16
+"""Numbers of epochs from here on are those of peers that repair their tree by themselves; a root's
+own part of them is (`tag`, count), `tag * FIRST_HEALED_NUMBER` and what follows."""
+
+
+LEAP = 2**32
+"""How far a term that somebody tells of may be ahead of those that are known. Terms rise by one,
+and begin with the time in seconds where nothing is known; one that is further ahead is nonsense,
+and would leave no numbers for the terms after it."""
 
 
 class Reason(Enum):
@@ -25,6 +38,7 @@ class Reason(Enum):
 
     QUORUM = "quorum"  # as many peers have come as the run needs to start
     RESTORED = "restored"  # the coordinator is back, and so are its peers, or a lease has passed
+    HEALED = "healed"  # the peers have repaired their tree while it could not be reached
     LEASE_EXPIRED = "lease_expired"
     UNREACHABLE = "unreachable"  # silent, and its neighbours cannot reach it
     LEFT = "left"  # said goodbye before the last step
@@ -44,8 +58,12 @@ PLAIN_FORMATS = frozenset({"float64", "float32", "bfloat16", "float16"})
 """Wire formats that a peer knows if it does not say which."""
 
 
+REFUSAL_KEY = "relayswarm-refusal"
+"""Of the metadata in which a refusal is told."""
+
+
 class Refusal(Enum):
-    """Why a join was refused; each is a label of the counter of refusals."""
+    """Why a join was refused; each is a label of the counter of refusals, and told to the peer."""
 
     VERSION = "version"
     WIRE_FORMAT = "wire_format"
@@ -56,6 +74,9 @@ class Refusal(Enum):
     BAD_ADDRESS = "bad_address"
     ID_TAKEN = "id_taken"
     ADDRESS_TAKEN = "address_taken"
+    WEIGHT = "weight"
+    DIAL_ONLY = "dial_only"  # a run that has no place for those that can only dial out
+    NO_DONOR = "no_donor"  # a newcomer can reach nobody who has a model
     FULL = "full"
 
 
@@ -71,6 +92,10 @@ class Rules:
     max_members: int = 512
     steps: int = 2**40  # of each peer: no member is further, whatever it says
     wire_format: str | None = None  # None: one that every peer knows
+    no_dial_only: str = ""  # why peers that can only dial out have no place in it, if so
+    deterministic: bool = False  # a swarm that was stopped as a whole goes on where all can
+    weights: tuple[float, float] | None = None  # from, to; None: all weigh the same, or nothing
+    common_model: bool = False  # all end with one model: nobody comes once somebody has it
 
     @property
     def renew_every_s(self) -> float:
@@ -117,6 +142,15 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """A checkpoint from which a peer can go on as if it had never stopped: the step before which it
+    was written, and the layout (its digest) that it belongs to."""
+
+    step: int
+    layout: int
+
+
+@dataclass(frozen=True, slots=True)
 class SwarmMetric:
     """A weighted mean over `peers` peers, as a member knows it; NaN if nothing had any weight."""
 
@@ -154,6 +188,16 @@ class Member:
     steps_per_s: float = 0.0
     unreachable: frozenset[str] = frozenset()
     swarm: SwarmMetrics | None = None
+    metrics: tuple[Sample, ...] = ()  # as told last
+    evaluation: Evaluation | None = None  # its last
+    resume_points: frozenset[ResumePoint] = frozenset()
+    trains: bool = False  # it was in an epoch already when it joined
+    weight: float = 1.0  # of its model in averages; 0: it has no data, and no shard
+
+    @property
+    def dial_only(self) -> bool:
+        """Whether nobody can connect to it. A candidate has no address yet either."""
+        return not self.address
 
     @property
     def done(self) -> bool:
@@ -167,6 +211,17 @@ class Change:
 
     reason: Reason
     peer_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class HealedTree:
+    """A tree that peers have committed without a coordinator."""
+
+    age: tuple[int, int]  # (term, number)
+    root: str
+    lives: frozenset[tuple[str, int]]  # id and incarnation of each member
+    edges: tuple[tuple[str, str], ...]
+    links: tuple[tuple[str, str], ...]  # who hears whom: the communication graph
 
 
 # --- events --------------------------------------------------------------------------------------
@@ -191,6 +246,10 @@ class Join:
     max_version: int = 1
     known_age: tuple[int, int] = (0, 0)
     formats: frozenset[str] = PLAIN_FORMATS
+    resume_points: frozenset[ResumePoint] = frozenset()
+    tree: HealedTree | None = None  # of that epoch, if peers have committed it
+    weight: float = 1.0  # of its model in averages; 0: it has no data
+    dial_only: bool = False  # nobody can connect to it: it has no address
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +265,9 @@ class Renew:
     steps_per_s: float = 0.0
     unreachable: frozenset[str] = frozenset()
     swarm: SwarmMetrics | None = None
+    tree: HealedTree | None = None  # it trains in, if peers have committed it
+    metrics: tuple[Sample, ...] | None = None  # checked; None: as told before
+    evaluation: Evaluation | None = None  # its last
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +340,8 @@ class Elected:
     effective_step: int
     members: tuple[Member, ...]  # in visiting order
     changes: tuple[Change, ...]
+    resumes: bool = False  # all go on from their checkpoints of `effective_step`
+    tree: HealedTree | None = None  # theirs already: go on with it
 
     @property
     def reason(self) -> Reason:
@@ -317,6 +381,24 @@ class GaveUp:
     needed: int
 
 
+@dataclass(frozen=True, slots=True)
+class NoTree:
+    """No tree can hold the members, all of which can only dial out. Until it is final they train on
+    as they are, and the next peer to come may mend it."""
+
+    present: tuple[str, ...]
+    is_final: bool
+
+
 Decision: TypeAlias = (
-    Admitted | Refused | Renewed | Unknown | Gone | Elected | Waiting | RunFinished | GaveUp
+    Admitted
+    | Refused
+    | Renewed
+    | Unknown
+    | Gone
+    | Elected
+    | Waiting
+    | RunFinished
+    | GaveUp
+    | NoTree
 )

@@ -14,18 +14,28 @@ so that several changes at one moment give one epoch. The rules, each in one pla
   together are a dead peer, and the swarm need not stand still for a whole lease.
 - A member that leaves because it has done all steps changes nothing for the others. Members that
   have done all steps but still serve are not elected into new epochs.
+- In a run that ends in one model (`common_model`) whoever has finished has it. From then on nobody
+  is taken in, or elected, who was not in the epoch before: alone they would make another one.
+- A run with `deterministic` that starts with peers that were stopped goes on from the last step of
+  which all of them have a checkpoint in the layout that they form now: as if never stopped.
 - Peers that join again, because the coordinator was away, say which epoch they train in. Then
-  the run goes on with those that are back after one lease, and with a higher (term, number).
+  the run goes on with those that are back after one lease, and with a higher (term, number). Who
+  came meanwhile and is no part of it has no model: it is to join again, when there are donors.
+- Peers that have repaired their tree without a coordinator are elected into an epoch of the largest
+  term plus one, in the tree that they have if nobody has come or gone since.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from statistics import median_low
 
-from coordinator import admission
+from coordinator import admission, reach
 from coordinator.members import (
+    FIRST_HEALED_NUMBER,
+    LEAP,
     Admitted,
     Change,
     Decision,
@@ -33,9 +43,11 @@ from coordinator.members import (
     Event,
     GaveUp,
     Gone,
+    HealedTree,
     Join,
     Leave,
     Member,
+    NoTree,
     Progress,
     Reason,
     Renew,
@@ -52,21 +64,20 @@ from coordinator.members import (
 MARGIN_S = 0.5
 """From an election to the moment when the slowest peer has its view, generously."""
 
-MAX_AGE = 2**62
-"""Terms and numbers from peers at or above this are nonsense, and would overflow the wire."""
-
 
 def effective_step(reports: Iterable[Progress], now: float) -> int:
     """The step at which all peers can still switch together to a new topology.
 
     max over peers of (step + ceil(rate * (now - at + MARGIN_S))) + 1, where a peer reported `step`
-    at time `at`, and `rate` (steps per second) is the highest that any peer was seen going at:
-    synchronous peers are equally fast. Too low, and fast peers switch late, losing the messages of
+    at time `at`, and `rate` (steps per second) is the (lower) median of what peers were seen going
+    at: synchronous peers are equally fast, and one that has just jumped ahead to where the others
+    are is not fast at all. Too low, and fast peers switch late, losing the messages of
     a step or two; too high, and the swarm trains on in the old topology, in which a peer may be
     missing. A swarm that stands still, waiting for a dead peer, has rate 0: the very next step.
     """
     reports = list(reports)
-    rate = max((r.rate for r in reports if r.rate is not None), default=0.0)
+    rates = [r.rate for r in reports if r.rate is not None]
+    rate = median_low(rates) if rates else 0.0
     return max(r.step + math.ceil(rate * (now - r.at + MARGIN_S)) for r in reports) + 1
 
 
@@ -74,11 +85,20 @@ class Membership:
     """Who is in the run, and in which epoch. See the module's text for the rules."""
 
     def __init__(
-        self, rules: Rules, now: float, *, term: int, number: int = 0, fingerprint: int = 0
+        self,
+        rules: Rules,
+        now: float,
+        *,
+        term: int,
+        number: int = 0,
+        fingerprint: int = 0,
+        layout_of: Callable[[Mapping[str, float]], int] = lambda _: 0,
     ) -> None:
         """Start empty at time `now`; (term, number) is the epoch published last, or the first
-        term with number 0, and `fingerprint` that of the run's model where it is known."""
+        term with number 0, and `fingerprint` that of the run's model where it is known.
+        `layout_of` is the digest of the layout that some peers, by what they weigh, would have."""
         self.rules = rules
+        self._layout_of = layout_of
         self.state = RunState.WAITING
         self.term, self.number, self.fingerprint = term, number, fingerprint
         self.current: Elected | None = None
@@ -91,13 +111,21 @@ class Membership:
         self._now = now
         self._start_deadline = now + rules.start_timeout_s
         self._gave_up = False
+        self._no_tree_by: float | None = None  # then it is final that no tree can hold the members
         self._restored_at: float | None = None
         self._announced: tuple[str, ...] | None = None
+        self._healed: HealedTree | None = None  # what peers have committed while we were away
 
     @property
     def present(self) -> tuple[str, ...]:
         """Ids of the members, in visiting order."""
         return tuple(sorted(self.members, key=natural_order))
+
+    @property
+    def progress(self) -> float:
+        """How many steps peers have done, in the mean of all that are here or have finished."""
+        steps = [member.progress.step for member in (self.finished | self.members).values()]
+        return sum(steps) / len(steps) if steps else 0.0
 
     def published(self, neighbourhoods: Mapping[str, Collection[Collection[str]]]) -> None:
         """Take note of who can tell whether a peer is reachable: for each member of the present
@@ -127,6 +155,8 @@ class Membership:
             times += [] if self._gave_up else [self._start_deadline]
             if self._restored_at is not None:
                 times.append(self._restored_at + self.rules.lease_s)
+        if self._no_tree_by is not None and not self._gave_up:
+            times.append(self._no_tree_by)
         return min(times, default=None)
 
     # --- requests --------------------------------------------------------------------------------
@@ -138,19 +168,16 @@ class Membership:
         if self.state is RunState.FINISHED:
             return [admission.refuse_finished(self.rules)]
         refused = admission.refuse(join, self.rules, living, self.finished, fingerprint)
+        refused = refused or reach.refuse_without_donor(join, self._models(join.peer_id))
+        if not refused and self._is_too_late(join.peer_id, join.incarnation):
+            refused = admission.refuse_late(join.peer_id, self.rules)
         if refused:
             return [refused]
         return [self._admit(join, now, {m.peer_id: m for m in living})]
 
     def _admit(self, join: Join, now: float, living: Mapping[str, Member]) -> Admitted:
         peer_id = join.peer_id or admission.free_id({*living, *self.members, *self.finished})
-        known = living.get(peer_id)
-        others = [m for m in living.values() if m.peer_id != peer_id]
-        shard, note = (
-            (known.shard, "")
-            if known
-            else admission.choose_shard(peer_id, self.rules.shards, others)
-        )
+        shard, note = self._shard(peer_id, join, living)
         candidate = not join.fingerprint
         kept_s = self.rules.reservation_s if candidate else self.rules.lease_s
         member = Member(
@@ -163,47 +190,78 @@ class Membership:
             progress=Progress.begin(min(join.step, self.rules.steps), now),
             expires=now + kept_s,
             last_seen=now,
+            resume_points=join.resume_points,
+            trains=join.known_age > (0, 0),
+            weight=join.weight,
         )
         again = False
         if candidate:
             self.candidates[peer_id] = member
         else:
-            again = self._seat(member, join.known_age, now)
+            again = self._seat(member, join.known_age, join.tree, now)
         self.settled = False
         donors = self._donors(peer_id, shard)
         return Admitted(member, admission.version(join), donors, candidate, again, note)
 
-    def _seat(self, member: Member, known_age: tuple[int, int], now: float) -> bool:
+    def _is_too_late(self, peer_id: str, incarnation: int) -> bool:
+        """Whether others have the common model by now, and this is no peer that gets it, too."""
+        if not self.rules.common_model or self.current is None:
+            return False
+        ended = bool(self.finished) or any(member.done for member in self.members.values())
+        lives = {(member.peer_id, member.incarnation) for member in self.current.members}
+        return ended and (peer_id, incarnation) not in lives
+
+    def _shard(self, peer_id: str, join: Join, living: Mapping[str, Member]) -> tuple[int, str]:
+        known = living.get(peer_id)
+        if known and bool(known.weight) == bool(join.weight):
+            return known.shard, ""
+        if not join.weight:
+            return 0, ""  # nobody's: it has no data
+        others = [m for m in living.values() if m.peer_id != peer_id]
+        return admission.choose_shard(peer_id, self.rules.shards, others)
+
+    def _seat(
+        self, member: Member, known_age: tuple[int, int], tree: HealedTree | None, now: float
+    ) -> bool:
         """Make it a member. True if this life of it was one already."""
         self.candidates.pop(member.peer_id, None)
         old = self.members.get(member.peer_id)
         self.members[member.peer_id] = member
         self.fingerprint = member.fingerprint
         if known_age > (0, 0):
-            self._recall(known_age, now)
+            self._recall(known_age, tree, now)
         if old and old.incarnation == member.incarnation:
             return True
         reason = Reason.RESTARTED if old else Reason.JOINED
         self._changes.append(Change(reason, member.peer_id))
         return False
 
-    def _recall(self, known_age: tuple[int, int], now: float) -> None:
+    def _recall(self, known_age: tuple[int, int], tree: HealedTree | None, now: float) -> None:
         """A peer remembers an epoch: never publish one that it would take for an older one."""
         if self.state is RunState.WAITING and self._restored_at is None:
             self._restored_at = now
-        if max(known_age) < MAX_AGE:
-            self.term, self.number = max((self.term, self.number), known_age)
+        if known_age[0] > self.term + LEAP:
+            return
+        if known_age[1] >= FIRST_HEALED_NUMBER:  # what follows that number is a root's
+            known_age = (known_age[0] + 1, 0)
+        self.term, self.number = max((self.term, self.number), known_age)
+        if tree and (self._healed is None or tree.age > self._healed.age):
+            self._healed = tree
 
-    def _donors(self, newcomer: str, shard: int) -> tuple[Member, ...]:
-        """Peers that have a model, another one first for each newcomer."""
+    def _models(self, newcomer: str) -> list[Member]:
+        """Others that have a model."""
         if self.state is not RunState.RUNNING or self.current is None:
-            return ()
+            return []
         elected = {(m.peer_id, m.incarnation) for m in self.current.members}
-        donors = [
+        return [
             m
             for m in (self.members[peer] for peer in self.present)
             if (m.peer_id, m.incarnation) in elected and m.peer_id != newcomer
         ]
+
+    def _donors(self, newcomer: str, shard: int) -> tuple[Member, ...]:
+        """Who can be asked for a model, another one first for each newcomer."""
+        donors = [member for member in self._models(newcomer) if not member.dial_only]
         first = shard % len(donors) if donors else 0
         return tuple(donors[first:] + donors[:first])
 
@@ -211,6 +269,11 @@ class Membership:
         member = self.members.get(renew.peer_id)
         if member is None or member.incarnation != renew.incarnation:
             return [self._unknown(renew.peer_id, renew.incarnation)]
+        tree = renew.tree
+        if tree and (self.term, self.number) < tree.age and tree.age[0] <= self.term + LEAP:
+            self._recall(tree.age, tree, now)
+            self._changes.append(Change(Reason.HEALED, ""))
+            self.settled = False
         finishes = renew.state == RunState.FINISHED.value and not member.done
         step = min(renew.step, self.rules.steps)
         self.members[renew.peer_id] = replace(
@@ -224,6 +287,8 @@ class Membership:
             steps_per_s=renew.steps_per_s,
             unreachable=renew.unreachable,
             swarm=renew.swarm,
+            metrics=member.metrics if renew.metrics is None else renew.metrics,
+            evaluation=renew.evaluation,
         )
         if finishes or renew.unreachable or self._restored_at is not None:
             self.settled = False
@@ -301,6 +366,7 @@ class Membership:
 
     def _go_on(self, now: float) -> list[Decision]:
         if not self.members:
+            self._no_tree_by = None
             self._changes.clear()
             if self.finished:
                 self.state = RunState.FINISHED
@@ -310,12 +376,24 @@ class Membership:
             return []
         return self._elect(now) if self._changes else []
 
+    def _await_reachable(self, now: float, patience_s: float) -> list[Decision]:
+        """There is no tree: somebody may come, or open a port, in time."""
+        news = self._no_tree_by is None
+        self._no_tree_by = self._no_tree_by or now + patience_s
+        is_final = now >= self._no_tree_by
+        if self._gave_up or not (news or is_final):
+            return []
+        self._gave_up = is_final
+        return [NoTree(self.present, is_final)]
+
     def _wait(self, now: float) -> list[Decision]:
         self._changes.clear()
         if not self.members:
             self._restored_at = None
         if self._may_start(now):
             restored = self._restored_at is not None
+            if restored:
+                self._send_away_strangers()
             self._changes = [Change(Reason.RESTORED if restored else Reason.QUORUM, "")]
             return self._elect(now, first=not restored)
         if now >= self._start_deadline and not self._gave_up:
@@ -326,6 +404,14 @@ class Membership:
             return [Waiting(self.present, self.rules.needed)]
         return []
 
+    def _send_away_strangers(self) -> None:
+        """They would begin with a fresh model where the others are. Their next renewal tells them
+        to join again."""
+        strangers = [peer for peer, member in self.members.items() if not member.trains]
+        if len(strangers) < len(self.members):
+            for peer in strangers:
+                del self.members[peer]
+
     def _may_start(self, now: float) -> bool:
         if self._restored_at is None:
             return len(self.members) >= self.rules.needed
@@ -335,14 +421,34 @@ class Membership:
         return paced and len(self.members) >= self.rules.needed
 
     def _elect(self, now: float, first: bool = False) -> list[Decision]:
-        changes, self._changes = tuple(self._changes), []
+        late = [m for m in self.members.values() if self._is_too_late(m.peer_id, m.incarnation)]
+        for member in late:  # its next renewal tells it to join again
+            del self.members[member.peer_id]
         members = tuple(m for p in self.present if not (m := self.members[p]).done)
+        if reach.lacks_tree(members):
+            return self._await_reachable(now, 0.0 if first else self.rules.start_timeout_s)
+        changes, self._changes = tuple(self._changes), []
         self.state, self._restored_at, self._announced = RunState.RUNNING, None, None
+        self._no_tree_by = None
         if not members:
             return []  # all are done and only serve each other's last messages
         reports = [m.progress for m in members]
+        resumed = self._resumed_step(members) if first else None
         step = max(r.step for r in reports) if first else effective_step(reports, now)
+        step = step if resumed is None else resumed
         self.number += 1
         self._neighbourhoods = {}
-        self.current = Elected(self.term, self.number, step, members, changes)
+        tree, self._healed = self._healed, None
+        if tree and tree.lives != {(m.peer_id, m.incarnation) for m in members}:
+            tree = None
+        resumes = resumed is not None
+        self.current = Elected(self.term, self.number, step, members, changes, resumes, tree)
         return [self.current]
+
+    def _resumed_step(self, members: Collection[Member]) -> int | None:
+        """The last step from which all can go on together as if never stopped, if there is one."""
+        points = frozenset.intersection(*(member.resume_points for member in members))
+        if not self.rules.deterministic or not points:
+            return None
+        layout = self._layout_of({member.peer_id: member.weight for member in members})
+        return max((point.step for point in points if point.layout == layout), default=None)

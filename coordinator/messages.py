@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
+from coordinator.evaluations import evaluation_in, evaluation_message
+from coordinator.member_metrics import MAX_SAMPLES, Sample
 from coordinator.members import (
     PLAIN_FORMATS,
     Elected,
+    HealedTree,
     Join,
     Leave,
     Member,
     Renew,
+    ResumePoint,
     SwarmMetric,
     SwarmMetrics,
     natural_order,
@@ -24,7 +29,9 @@ MAX_TEXT = 64  # characters of an id, a state or a metric's name: longer ones ar
 MAX_ADDRESS = 300
 STATES = frozenset({"waiting", "training", "averaging", "finished"})
 MAX_METRICS = 32  # of the swarm, that a peer may report
+MAX_RESUME_POINTS = 64  # checkpoints that a peer may offer
 MAX_UNREACHABLE = 64  # neighbours that a peer may report unreachable
+MAX_MEMBERS, MAX_PAIRS = 1024, 8 * 1024  # of a tree that peers have committed
 
 
 FORMATS: dict[int, str] = {
@@ -51,11 +58,18 @@ def join_event(request: pb.JoinRequest) -> Join:
         max_version=request.max_protocol_version,
         known_age=(request.epoch.term, request.epoch.number),
         formats=frozenset(FORMATS[f] for f in request.formats if f in FORMATS) or PLAIN_FORMATS,
+        resume_points=frozenset(
+            ResumePoint(point.step, point.layout)
+            for point in request.resume_points[:MAX_RESUME_POINTS]
+        ),
+        tree=_tree(request.tree) if request.HasField("tree") else None,
+        weight=request.weight if request.HasField("weight") else 1.0,
+        dial_only=request.reachability == pb.REACHABILITY_DIAL_ONLY,
     )
 
 
-def renew_event(request: pb.RenewLeaseRequest) -> Renew:
-    """A renewal; what is too long to be honest is cut."""
+def renew_event(request: pb.RenewLeaseRequest, metrics: tuple[Sample, ...] | None = None) -> Renew:
+    """A renewal; what is too long to be honest is cut. `metrics`: those of it that were taken."""
     return Renew(
         peer_id=request.peer_id[:MAX_TEXT],
         incarnation=request.incarnation,
@@ -66,6 +80,38 @@ def renew_event(request: pb.RenewLeaseRequest) -> Renew:
         steps_per_s=request.steps_per_s,
         unreachable=frozenset(peer[:MAX_TEXT] for peer in request.unreachable[:MAX_UNREACHABLE]),
         swarm=_swarm(request.swarm_metrics) if request.HasField("swarm_metrics") else None,
+        tree=_tree(request.tree) if request.HasField("tree") else None,
+        metrics=metrics,
+        evaluation=evaluation_in(request),
+    )
+
+
+def samples(snapshot: pb.MetricSnapshot) -> list[Sample]:
+    """The metrics that a member tells, unchecked; one too many tells that there were more."""
+    return [
+        Sample(one.name[:MAX_TEXT], one.value, tuple(sorted(one.labels.items())))
+        for one in snapshot.samples[: MAX_SAMPLES + 1]
+    ]
+
+
+def _tree(message: peer_pb2.CommittedTree) -> HealedTree | None:
+    """A tree that peers have committed; None for what cannot be one. `lay_out_tree` checks it."""
+    seats = message.members[:MAX_MEMBERS]
+    peers = [seat.peer_id[:MAX_TEXT] for seat in seats]
+    pairs = [*message.edges, *message.links]
+    few = len(message.members) <= MAX_MEMBERS and len(pairs) <= MAX_PAIRS
+    if not few or any(max(pair.a, pair.b) >= len(peers) or pair.a == pair.b for pair in pairs):
+        return None
+
+    def edges(pairs: Iterable[peer_pb2.MemberPair]) -> tuple[tuple[str, str], ...]:
+        return tuple((peers[pair.a], peers[pair.b]) for pair in pairs)
+
+    return HealedTree(
+        age=(message.epoch.term, message.epoch.number),
+        root=message.root[:MAX_TEXT],
+        lives=frozenset((peers[k], seat.incarnation) for k, seat in enumerate(seats)),
+        edges=edges(message.edges),
+        links=edges(message.links),
     )
 
 
@@ -96,15 +142,23 @@ def epoch_message(elected: Elected, digest: int) -> peer_pb2.Epoch:
     return peer_pb2.Epoch(term=elected.term, number=elected.number, digest=digest)
 
 
-def view_message(elected: Elected, layout: Layout, digest: int, me: str) -> pb.View:
+def view_message(
+    elected: Elected, layout: Layout, digest: int, me: str, stop_step: int = 0
+) -> pb.View:
     """One member's view of an epoch."""
+    trees = layout.trees(me)
     return pb.View(
         epoch=epoch_message(elected, digest),
         effective_step=elected.effective_step,
         members=[member_message(member) for member in elected.members],
         trees=[
-            pb.Tree(neighbours=_behind(behind), edges=_edges(edges))
-            for behind, edges in zip(layout.trees(me), layout.tree_edges, strict=True)
+            pb.Tree(neighbours=_behind(behind, weights), edges=_edges(edges))
+            for behind, weights, edges in zip(
+                trees,
+                layout.weight_behind(me) or ({},) * len(trees),
+                layout.tree_edges,
+                strict=True,
+            )
         ],
         neighbours=layout.neighbours(me),
         mixing=[
@@ -114,6 +168,10 @@ def view_message(elected: Elected, layout: Layout, digest: int, me: str) -> pb.V
         diameter=layout.diameter,
         lr_factor=str(layout.lr_factor),
         reason=reason_text(elected, layout),
+        layout=layout.place_digest,
+        resumes=elected.resumes,
+        weights=layout.peer_weights,
+        stop_step=stop_step,
     )
 
 
@@ -140,6 +198,7 @@ def status_message(member: Member, now: float) -> pb.MemberStatus:
         last_seen_s=now - member.last_seen,
         metrics_address=member.metrics_address,
         swarm_metrics=_swarm_message(member.swarm) if member.swarm else None,
+        evaluation=evaluation_message(member.evaluation) if member.evaluation else None,
     )
 
 
@@ -154,8 +213,11 @@ def member_message(member: Member) -> pb.Member:
     return pb.Member(peer_id=member.peer_id, incarnation=member.incarnation, address=member.address)
 
 
-def _behind(behind: dict[str, int]) -> list[pb.TreeNeighbour]:
-    return [pb.TreeNeighbour(peer_id=peer, behind=count) for peer, count in behind.items()]
+def _behind(behind: Mapping[str, int], weights: Mapping[str, float]) -> list[pb.TreeNeighbour]:
+    return [
+        pb.TreeNeighbour(peer_id=peer, behind=count, weight=weights.get(peer, 0.0))
+        for peer, count in behind.items()
+    ]
 
 
 def _edges(edges: tuple[tuple[str, str], ...]) -> list[pb.Edge]:

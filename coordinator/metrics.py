@@ -7,11 +7,15 @@ enums only, in a registry of their own.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, ProcessCollector
+from prometheus_client.registry import Collector
 
-from coordinator.conductor import Conductor, Denied, Notice, Publication
+from coordinator.conductor import Conductor, Denied, Notice, Publication, SamplesRefused
+from coordinator.member_metrics import FAMILIES, Fault
+from coordinator.member_metrics import PREFIX as MEMBER_PREFIX
 from coordinator.members import Admitted, Gone, Reason, Refusal, Refused, Renewed, RunState
 from relayswarm.net.gate import Denial
 
@@ -27,6 +31,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self._count()
         self._gauge()
+        self.registry.register(MemberMetrics(conductor))
 
     def _count(self) -> None:
         make = self._counter
@@ -37,9 +42,14 @@ class Metrics:
         self._expiries = make("lease_expiries", "Leases that ran out.")
         self._lost = make("members_lost", "Members lost, by reason.", "reason")
         self._finished = make("members_finished", "Members that left after their last step.")
+        self._faults = make(
+            "metric_samples_refused", "Samples of members' metrics not taken, by reason.", "reason"
+        )
         self._elections = make("elections", "Epochs published, by reason.", "reason")
         for denial in Denial:
             self._denied.labels(denial.value)
+        for fault in Fault:
+            self._faults.labels(fault.value)
         for refusal in Refusal:
             self._refused.labels(refusal.value)
         for reason in (Reason.LEASE_EXPIRED, Reason.UNREACHABLE, Reason.LEFT):
@@ -102,6 +112,9 @@ class Metrics:
                 self._refused.labels(notice.refusal.value).inc()
             case Denied():
                 self._denied.labels(notice.denial.value).inc()
+            case SamplesRefused():
+                for fault, count in notice.faults.items():
+                    self._faults.labels(fault.value).inc(count)
             case Gone(reason=None):
                 self._finished.inc()
             case Gone(reason=Reason() as reason):
@@ -120,3 +133,38 @@ class Metrics:
         self._diameter.set(publication.layout.diameter)
         self._lr_factor.set(float(publication.layout.lr_factor))
         self._published_at.set(time.time())
+
+
+class MemberMetrics(Collector):
+    """What members told of their metrics with their heartbeats. Those of one that has gone are gone
+    with it."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        self._conductor = conductor
+
+    def collect(self) -> Iterator[Metric]:
+        """All members' samples, each with the labels `run` and `peer`."""
+        with self._conductor.lock:
+            members = tuple(self._conductor.membership.members.values())
+        families = self._families()
+        run = self._conductor.config.run_id
+        for member in members:
+            labels = {"run": run, "peer": member.peer_id}
+            families["info"].add_sample(f"{MEMBER_PREFIX}info", labels, 1)
+            for one in member.metrics:
+                name, more = f"{MEMBER_PREFIX}{one.name}", dict(one.labels)
+                families[one.family.name].add_sample(name, labels | more, one.value)
+        yield from families.values()
+
+    def describe(self) -> Iterator[Metric]:
+        """Without samples, for whoever wants to know the names."""
+        yield from self._families().values()
+
+    @staticmethod
+    def _families() -> dict[str, Metric]:
+        info = Metric(f"{MEMBER_PREFIX}info", "1, of each peer with a lease.", "gauge")
+        told = {
+            name: Metric(f"{MEMBER_PREFIX}{name}", "As the member told it last.", family.kind.value)
+            for name, family in FAMILIES.items()
+        }
+        return {"info": info} | told

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -19,17 +19,21 @@ from coordinator.conductor import Conductor
 from coordinator.graph_files import LabelledGraph, read_graph
 from coordinator.graphs import GraphError
 from coordinator.metrics import Metrics
+from coordinator.reach import no_tree_text
 from coordinator.service import CoordinatorServer
-from coordinator.store import Store
+from coordinator.store import RunStore, Store
 from coordinator.views import FILE, as_config_error, check_graph
-from coordinator.web import Elections, Site, WebServer
+from coordinator.web import Elections, Site, WebServer, door
 from relayswarm import config as run_config
 from relayswarm.config import RunConfig
-from relayswarm.errors import ExitCode, QuorumError
+from relayswarm.errors import ExitCode, JoinError, QuorumError
 from relayswarm.net.security import PLAIN, Security
 
 log = logging.getLogger("relayswarm.coordinator")
 
+ETCD = "etcd://"
+TOLD_S = 5.0
+"""For members to hear that the run ends as there is no tree."""
 NAP_S = 1.0
 """A signal that comes just before the main thread falls asleep is seen after this long."""
 
@@ -42,79 +46,117 @@ class Options:
     overrides: tuple[str, ...] = ()
     listen: str = "127.0.0.1:50050"
     metrics_listen: str = "127.0.0.1:0"
-    store: Path | None = None
+    store: str | None = None  # a file, or etcd://HOST:PORT
     reflection: bool = False
     json: bool = False
     exit_when_finished: bool = False
     security: Security = PLAIN
+    insecure_http: bool = False
 
 
 def serve(options: Options) -> ExitCode:
     """Run a coordinator in this process until it has done its part.
 
-    Raises ConfigError if it cannot start, QuorumError if its peers did not come in time.
+    Raises ConfigError if it cannot start, QuorumError if its peers did not come in time,
+    JoinError if no tree can hold its peers, LeadershipError if another coordinator may lead in its
+    place.
     """
     announcer = Announcer(sys.stdout if options.json else None)
-    with closing(Store(options.store)) as store:
+    lost: list[Exception] = []
+    with _signals() as signals, closing(_store(options)) as store:
         config = _config(options, store)
+        if store.is_shared:
+            announcer.standing_by(str(options.store))
+        if not store.lead(lambda: bool(signals.caught), lost.append):
+            return _interrupted(signals)
+        config = _config(options, store)  # another one may have begun the run meanwhile
         for text in config.warnings:
             log.warning("%s", text)
         conductor = Conductor(config, store, _file_graph(config))
         metrics, elections = Metrics(conductor), Elections()
         conductor.listeners += [metrics, elections, announcer]
-        site = Site(conductor, elections, metrics.registry)
-        with closing(WebServer(site, options.metrics_listen)) as web:
+        entry = door(options.metrics_listen, options.security, insecure=options.insecure_http)
+        site = Site(conductor, elections, metrics.registry, entry.tokens)
+        with closing(WebServer(site, options.metrics_listen, entry.context)) as web:
             server = CoordinatorServer(
                 conductor, options.listen, options.security, reflection=options.reflection
             )
-            with _signals(conductor) as caught:
-                server.start()
-                announcer.started(config.run_id, server.address, web.address)
-                conductor.start()
-                try:
-                    _wait(conductor, caught, options.exit_when_finished)
-                finally:
-                    server.stop()
-            return _verdict(conductor, caught)
+            signals.wake = conductor.ended.set
+            server.start()
+            announcer.started(config.run_id, server.address, web.address, web.url)
+            conductor.start()
+            try:
+                _wait(conductor, signals, lost, options.exit_when_finished)
+                conductor.await_told(TOLD_S)
+            finally:
+                server.stop()
+            return _verdict(conductor, signals)
 
 
-def _verdict(conductor: Conductor, caught: list[int]) -> ExitCode:
+def _store(options: Options) -> RunStore:
+    if options.store is not None and options.store.startswith(ETCD):
+        from coordinator.etcd_store import EtcdStore  # with all that asyncio brings
+
+        return EtcdStore(options.store)
+    return Store(Path(options.store) if options.store else None)
+
+
+def _verdict(conductor: Conductor, signals: Signals) -> ExitCode:
     if conductor.failure:
         raise conductor.failure
+    if conductor.no_tree:
+        raise JoinError(no_tree_text(conductor.no_tree.present))
     if conductor.gave_up:
         raise QuorumError(gave_up_text(conductor.gave_up))
-    return ExitCode.INTERRUPTED if caught[:1] == [signal.SIGINT] else ExitCode.DONE
+    return _interrupted(signals)
 
 
-def _wait(conductor: Conductor, caught: list[int], exit_when_finished: bool) -> None:
+def _interrupted(signals: Signals) -> ExitCode:
+    return ExitCode.INTERRUPTED if signals.caught[:1] == [signal.SIGINT] else ExitCode.DONE
+
+
+def _wait(
+    conductor: Conductor, signals: Signals, lost: list[Exception], exit_when_finished: bool
+) -> None:
     """Wait for a signal, a failure, the end of patience or, if wanted, the end of the run."""
     while True:
-        while not conductor.ended.wait(NAP_S):
+        while not conductor.ended.wait(NAP_S) and not lost:
             pass
         conductor.ended.clear()
-        if caught or conductor.failure or conductor.gave_up or exit_when_finished:
+        if lost:
+            conductor.fail(lost[0])
+        gave_up = conductor.gave_up or conductor.no_tree
+        if signals.caught or conductor.failure or gave_up or exit_when_finished:
             return
 
 
+@dataclass
+class Signals:
+    """Ctrl+C and SIGTERM, in the order in which they came, and whom to wake then."""
+
+    caught: list[int] = field(default_factory=list)
+    wake: Callable[[], None] = lambda: None
+
+
 @contextmanager
-def _signals(conductor: Conductor) -> Iterator[list[int]]:
-    """Ctrl+C and SIGTERM end the wait; which of them came, in order."""
-    caught: list[int] = []
+def _signals() -> Iterator[Signals]:
+    """Ctrl+C and SIGTERM end the wait."""
+    signals = Signals()
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
-        caught.append(number)
-        conductor.ended.set()
+        signals.caught.append(number)
+        signals.wake()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield caught
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _config(options: Options, store: Store) -> RunConfig:
+def _config(options: Options, store: RunStore) -> RunConfig:
     """From --config, or else the run that the store holds, or else defaults; then --set."""
     stored = store.stored_config()
     if stored and options.config is None:

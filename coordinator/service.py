@@ -8,6 +8,7 @@ never use the pool up. Threads are made on demand: the size costs nothing until 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,13 +17,25 @@ from typing import NoReturn, TypeAlias
 import grpc
 
 from coordinator import messages
-from coordinator.conductor import Conductor, Denied, WatchEnd
-from coordinator.members import Admitted, Refusal, Refused, Unknown, Waiting
+from coordinator.conductor import Conductor, Denied, SamplesRefused, WatchEnd
+from coordinator.dial_back import DialBack, TooOftenError, host_of
+from coordinator.member_metrics import Sample, checked
+from coordinator.members import (
+    REFUSAL_KEY,
+    Admitted,
+    NoTree,
+    Refusal,
+    Refused,
+    Unknown,
+    Waiting,
+)
+from coordinator.reach import no_tree_text
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
 from relayswarm.net.gate import Denial, Gate
 from relayswarm.net.security import PLAIN, Security
 from relayswarm.net.server import Server
+from relayswarm.version import __version__
 
 SPARE_THREADS = 32
 SERVICE = pb.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
@@ -32,6 +45,7 @@ LARGEST_REQUEST = 1 << 16  # bytes
 _CODES = {
     Refusal.BAD_ID: grpc.StatusCode.INVALID_ARGUMENT,
     Refusal.BAD_ADDRESS: grpc.StatusCode.INVALID_ARGUMENT,
+    Refusal.WEIGHT: grpc.StatusCode.INVALID_ARGUMENT,
     Refusal.ID_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
     Refusal.ADDRESS_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
     Refusal.FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -44,9 +58,10 @@ _OfMember: TypeAlias = pb.RenewLeaseRequest | pb.LeaveRequest | pb.WatchTopology
 class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
     """Answers peers, by what the conductor decides, once the gate has let them in."""
 
-    def __init__(self, conductor: Conductor, gate: Gate) -> None:
+    def __init__(self, conductor: Conductor, gate: Gate, dial_back: DialBack) -> None:
         self._conductor = conductor
         self._gate = gate
+        self._dial_back = dial_back
         self._run_config = conductor.config.to_toml()
         self._lease_ms = round(conductor.rules.lease_s * 1000)
 
@@ -60,6 +75,7 @@ class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
         answer = self._conductor.handle(join)[0]
         if isinstance(answer, Refused):
             code = _CODES.get(answer.refusal, grpc.StatusCode.FAILED_PRECONDITION)
+            context.set_trailing_metadata(((REFUSAL_KEY, answer.refusal.value),))
             _abort(context, code, answer.text)
         assert isinstance(answer, Admitted)
         return pb.JoinResponse(
@@ -77,10 +93,19 @@ class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
     ) -> pb.RenewLeaseResponse:
         """Keep a member."""
         self._check(request, context)
-        answer = self._conductor.handle(messages.renew_event(request))[0]
+        metrics = self._metrics(request) if request.HasField("metrics") else None
+        answer = self._conductor.handle(messages.renew_event(request, metrics))[0]
         if isinstance(answer, Unknown):
             _abort(context, grpc.StatusCode.NOT_FOUND, answer.text)
-        return pb.RenewLeaseResponse(lease_ms=self._lease_ms)
+        return pb.RenewLeaseResponse(lease_ms=self._lease_ms, progress=self._conductor.progress)
+
+    def _metrics(self, request: pb.RenewLeaseRequest) -> tuple[Sample, ...]:
+        """What is taken of the metrics that a member tells."""
+        taken, faults = checked(messages.samples(request.metrics))
+        if faults:
+            peer = request.peer_id[: messages.MAX_TEXT]
+            self._conductor.tell(SamplesRefused(peer, faults))
+        return taken
 
     def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext) -> pb.LeaveResponse:
         """Let a member go. Leaving twice is no error: the first answer may have been lost."""
@@ -98,11 +123,16 @@ class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
         for news in conductor.watch(me, request.incarnation, context.is_active):
             if isinstance(news, WatchEnd):
                 _end_watch(news, me, context)
+            elif isinstance(news, NoTree):
+                yield pb.WatchTopologyResponse(no_tree=no_tree_text(news.present))
             elif isinstance(news, Waiting):
                 waiting = pb.Waiting(present=len(news.present), needed=news.needed)
                 yield pb.WatchTopologyResponse(waiting=waiting)
             else:
-                view = messages.view_message(news.elected, news.layout, news.digest, me)
+                view = messages.view_message(
+                    news.elected, news.layout, news.digest, me, news.stop_step
+                )
+                view.progress = conductor.progress
                 yield pb.WatchTopologyResponse(view=view)
 
     def GetStatus(
@@ -112,6 +142,27 @@ class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
         del request
         self._gate.check(context)
         return status_of(self._conductor)
+
+    def CheckReachability(
+        self, request: pb.CheckReachabilityRequest, context: grpc.ServicerContext
+    ) -> pb.CheckReachabilityResponse:
+        """Call the caller back."""
+        self._gate.check(context)
+        if request.peer_id:
+            self._gate.speaks_for(context, request.peer_id)
+        name = request.peer_id or self._gate.name_of(context)
+        host = host_of(context.peer())
+        try:
+            problem = self._dial_back.problem(host, request.advertised_address, name, request.nonce)
+        except TooOftenError:
+            _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "asked too often; wait 2 s")
+        return pb.CheckReachabilityResponse(
+            reached=not problem,
+            problem=problem,
+            seen_host=host,
+            time_s=time.time(),
+            release=__version__,
+        )
 
     def _check(self, request: _OfMember, context: grpc.ServicerContext) -> None:
         """What a member asks must be in its own name, and about this run."""
@@ -134,6 +185,7 @@ def status_of(conductor: Conductor) -> pb.GetStatusResponse:
             needed=conductor.rules.needed,
             members=messages.all_statuses(membership, conductor.now()),
             run_config=conductor.config.to_toml(),
+            stop_step=conductor.stop_step,
         )
     if publication:
         status.epoch.CopyFrom(messages.epoch_message(publication.elected, publication.digest))
@@ -171,7 +223,8 @@ class CoordinatorServer:
         """Bind `listen` (HOST:PORT, port 0: any free one). Raises ConfigError if it is taken, or
         `security` does not do for it."""
         self._conductor = conductor
-        service = CoordinatorService(conductor, Gate(security.tokens(), self._denied))
+        gate = Gate(security.tokens(), self._denied)
+        service = CoordinatorService(conductor, gate, DialBack(security))
         self._server = Server(
             SERVICE,
             partial(pb_grpc.add_CoordinatorServiceServicer_to_server, service),

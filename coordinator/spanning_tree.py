@@ -35,11 +35,15 @@ if TYPE_CHECKING:  # a bridge in a peer needs no graph library
 Port: TypeAlias = int
 
 
+Rank: TypeAlias = int | tuple[tuple[tuple[int, int, str], ...], str]
+"""The peer's number, or what it is visited by and its id: all bridges that meet have the same."""
+
+
 class BridgeId(NamedTuple):
-    """Rank of a bridge: the least priority is the best, the peer's number breaks ties."""
+    """Rank of a bridge: the least priority is the best, the peer's rank breaks ties."""
 
     priority: int
-    peer: int
+    peer: Rank
 
 
 class Bpdu(NamedTuple):

@@ -12,6 +12,7 @@ import rich.tree
 from rich.console import Console
 from rich.table import Table
 
+from coordinator.evaluations import evaluation_in
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
 from relayswarm.errors import JoinError
@@ -64,6 +65,7 @@ def to_dict(status: pb.GetStatusResponse) -> dict[str, Any]:
         "needed": status.needed,
         "epoch": {"term": epoch.term, "number": epoch.number} if epoch.number else None,
         "reason": status.reason,
+        "stop_step": status.stop_step or None,
         "swarm_metrics": _swarm_json(newest(status)),
         "members": [_member_json(member) for member in status.members],
         "trees": [
@@ -73,6 +75,7 @@ def to_dict(status: pb.GetStatusResponse) -> dict[str, Any]:
 
 
 def _member_json(member: pb.MemberStatus) -> dict[str, Any]:
+    evaluation = evaluation_in(member)
     return {
         "peer": member.member.peer_id,
         "address": member.member.address,
@@ -85,6 +88,7 @@ def _member_json(member: pb.MemberStatus) -> dict[str, Any]:
         "steps_per_s": member.steps_per_s if math.isfinite(member.steps_per_s) else None,
         "last_seen_s": round(member.last_seen_s, 3),
         "swarm_metrics": _swarm_json(_swarm_of(member)),
+        "evaluation": evaluation.as_json() if evaluation else None,
     }
 
 
@@ -131,7 +135,8 @@ def show(status: pb.GetStatusResponse, console: Console | None = None) -> None:
 
 def _headcount(status: pb.GetStatusResponse) -> str:
     here = sum(member.state != "finished" for member in status.members)
-    return f"{here} peers here, {status.needed} needed to start"
+    end = f", ends before step {status.stop_step}" if status.stop_step else ""
+    return f"{here} peers here, {status.needed} needed to start{end}"
 
 
 def _swarm_line(swarm: SwarmMetrics) -> str:
@@ -158,7 +163,7 @@ def _table(status: pb.GetStatusResponse) -> Table:
             str(m.models_counted or "-"),
             m.state,
             f"{m.last_seen_s:.1f} s",
-            m.member.address,
+            m.member.address or "dials out only",
         )
     return table
 

@@ -1,16 +1,17 @@
 """What the coordinator must not forget: the run's config, its last epoch, its model's fingerprint.
 
-An SQLite file, or memory. Membership is not kept: it is rebuilt from the peers within a lease.
+An SQLite file, or memory; or etcd, see `etcd_store`. Membership is not kept: it is rebuilt from the
+peers within a lease.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from relayswarm.config import RunConfig, parse
 from relayswarm.errors import ConfigError
@@ -29,21 +30,45 @@ CREATE TABLE IF NOT EXISTS run (
   term TEXT NOT NULL,
   number TEXT NOT NULL,
   fingerprint TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS stop (
+  only INTEGER PRIMARY KEY CHECK (only = 1),
+  began_at REAL NOT NULL,
+  step TEXT NOT NULL
 )
 """  # 64-bit unsigned values as text, for SQLite's integers are signed
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The epoch published last, and the fingerprint of the run's model (0: not known yet)."""
+    """The epoch published last, and the fingerprint of the run's model (0: not known yet); when the
+    run began (seconds since 1970, 0: not yet), and the step before which it ends (0: by itself)."""
 
     term: int
     number: int
     fingerprint: int
+    began_at: float = 0.0
+    stop_step: int = 0
+
+
+class RunStore(Protocol):
+    """Where a coordinator keeps what it must not forget. Any thread may call it."""
+
+    is_shared: ClassVar[bool]  # by several coordinators, of which one leads
+
+    def lead(
+        self, is_stopped: Callable[[], bool], on_lost: Callable[[Exception], None]
+    ) -> bool: ...
+    def stored_config(self) -> RunConfig | None: ...
+    def open_run(self, config: RunConfig, first_term: int) -> Memory: ...
+    def save(self, memory: Memory) -> None: ...
+    def close(self) -> None: ...
 
 
 class Store:
     """The coordinator's memory. Any thread may call it; every write is on disk when it returns."""
+
+    is_shared: ClassVar[bool] = False
 
     def __init__(self, path: Path | None = None) -> None:
         """Open or create the file; None keeps everything in memory. Raises ConfigError."""
@@ -55,6 +80,10 @@ class Store:
         """The config of the run that this store holds; None if it is new. Raises ConfigError."""
         rows = self._execute("SELECT config FROM run")
         return parse(rows[0][0], source=f"run config in {self._path}") if rows else None
+
+    def lead(self, is_stopped: Callable[[], bool], on_lost: Callable[[Exception], None]) -> bool:  # noqa: ARG002
+        """Who has opened the file leads."""
+        return True
 
     def open_run(self, config: RunConfig, first_term: int) -> Memory:
         """Take up the run of this config, or begin it with `first_term`.
@@ -69,15 +98,21 @@ class Store:
                 (config.run_id, config.to_toml(), str(first_term)),
             )
             return Memory(first_term, 0, 0)
-        self._check_same(stored, config)
+        check_same(stored, config, str(self._path))
         ((term, number, fingerprint),) = self._execute("SELECT term, number, fingerprint FROM run")
-        return Memory(int(term), int(number), int(fingerprint))
+        ends = self._execute("SELECT began_at, step FROM stop") or [("0", "0")]
+        began_at, step = float(ends[0][0]), int(ends[0][1])
+        return Memory(int(term), int(number), int(fingerprint), began_at, step)
 
     def save(self, memory: Memory) -> None:
         """Put an epoch on disk; it may be published after this. Raises ConfigError."""
         self._execute(
             "UPDATE run SET term = ?, number = ?, fingerprint = ?",
             (str(memory.term), str(memory.number), str(memory.fingerprint)),
+        )
+        self._execute(
+            "INSERT OR REPLACE INTO stop VALUES (1, ?, ?)",
+            (str(memory.began_at), str(memory.stop_step)),
         )
 
     def close(self) -> None:
@@ -99,17 +134,6 @@ class Store:
             raise self._unusable(error) from error
         return connection
 
-    def _check_same(self, stored: RunConfig, config: RunConfig) -> None:
-        if stored.run_id != config.run_id:
-            problem = f"holds the run {stored.run_id!r}, not {config.run_id!r}"
-            raise ConfigError("store", str(self._path), problem, "give another file for --store")
-        difference = _first_difference(stored.model_dump(), config.model_dump())
-        if difference:
-            field, was, now = difference
-            problem = f"run {config.run_id!r} was started with {field} = {was!r}, not {now!r}"
-            remedy = "leave --config out to go on with that, or choose another run_id and store"
-            raise ConfigError("store", str(self._path), problem, remedy)
-
     def _execute(self, statement: str, values: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
         try:
             with self._lock, self._connection:
@@ -121,6 +145,19 @@ class Store:
         problem = f"cannot be used as the coordinator's store ({error})"
         remedy = "give a file in a folder that can be written, used by no other coordinator"
         return ConfigError("store", str(self._path), problem, remedy)
+
+
+def check_same(stored: RunConfig, config: RunConfig, where: str) -> None:
+    """Raise ConfigError if the run in the store is not that of this config."""
+    if stored.run_id != config.run_id:
+        problem = f"holds the run {stored.run_id!r}, not {config.run_id!r}"
+        raise ConfigError("store", where, problem, "give another one for --store")
+    difference = _first_difference(stored.model_dump(), config.model_dump())
+    if difference:
+        field, was, now = difference
+        problem = f"run {config.run_id!r} was started with {field} = {was!r}, not {now!r}"
+        remedy = "leave --config out to go on with that, or choose another run_id and store"
+        raise ConfigError("store", where, problem, remedy)
 
 
 def _first_difference(

@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from typing import TypeAlias
 
 from coordinator.graphs import Edge, GraphError, check_edges
+
+Weight: TypeAlias = int | float | Fraction
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,21 @@ class Tree:
             for k in self.neighbours[me]
         }
 
+    def weight_behind(self, me: int, weights: Sequence[Weight]) -> dict[int, Weight]:
+        """For each tree neighbour of `me`, ascending, what the peers behind that edge weigh: by the
+        `weights` of all peers, added from the nearest on."""
+        through: dict[int, int] = {}  # by peer, the neighbour of `me` on the way to it
+        behind: dict[int, Weight] = {}
+        for peer, before, _ in self.walk(me)[1:]:
+            k = through[peer] = peer if before == me else through[before]
+            behind[k] = behind[k] + weights[peer] if k in behind else weights[peer]
+        return {k: behind[k] for k in self.neighbours[me]}
+
     def _hangs_from(self, child: int, parent: int) -> bool:
         return parent == 0 or (child != 0 and self._below_root[child] < self._below_root[parent])
 
     def lr_factor(
-        self, *, overlap: bool = False, weights: Sequence[int | float | Fraction] | None = None
+        self, *, overlap: bool = False, weights: Sequence[Weight] | None = None
     ) -> Fraction:
         """What to multiply the learning rate by, so that an update counts as in all-reduce.
 

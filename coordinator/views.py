@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
 from coordinator.gossip_weights import Weights, gossip_weights
 from coordinator.graph_files import LabelledGraph
-from coordinator.graphs import GRAPH_NAMES, Graph, GraphError, build_graph, candidate_graph
+from coordinator.graphs import (
+    GRAPH_NAMES,
+    Edge,
+    Graph,
+    GraphError,
+    build_graph,
+    candidate_graph,
+    without_edges_among,
+)
 from coordinator.members import natural_order
 from coordinator.topology import Topology, TreeKind, build_topology
+from coordinator.trees import Tree
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError
 
@@ -48,6 +58,7 @@ class Layout:
     weights: Weights
     overlap: bool = False  # messages are used one step later: another learning-rate factor
     notes: tuple[str, ...] = ()  # where the config could not be followed
+    peer_weights: tuple[float, ...] = ()  # of members in their order; empty: all weigh the same
 
     @cached_property
     def _number(self) -> Mapping[str, int]:
@@ -65,8 +76,12 @@ class Layout:
 
     @cached_property
     def lr_factor(self) -> Fraction:
-        """Learning-rate factor of the trees (RelaySGD, appendix D.1)."""
-        return self.topology.trees[0].lr_factor(overlap=self.overlap)
+        """Learning-rate factor of the trees (RelaySGD, appendix D.1). Two trees have the same one,
+        unless peers do not weigh the same: then it is the mean of both."""
+        weights = self.peer_weights if any(self.peer_weights) else None
+        trees = self.topology.trees
+        factors = [tree.lr_factor(overlap=self.overlap, weights=weights) for tree in trees]
+        return sum(factors, Fraction(0)) / len(factors)
 
     @cached_property
     def tree_edges(self) -> tuple[tuple[tuple[str, str], ...], ...]:
@@ -89,6 +104,24 @@ class Layout:
             for tree in self.topology.trees
         )
 
+    def weights_by_peer(self) -> dict[str, float]:
+        """What each member weighs, in visiting order; empty where all weigh the same."""
+        return dict(zip(self.members, self.peer_weights, strict=False))
+
+    def weight_behind(self, me: str) -> tuple[dict[str, float], ...]:
+        """For each tree: what the peers behind each of its edges weigh together; nothing where all
+        weigh the same."""
+        if not self.peer_weights:
+            return ()
+        mine = self._number[me]
+        return tuple(
+            {
+                self.members[k]: float(weight)
+                for k, weight in tree.weight_behind(mine, self.peer_weights).items()
+            }
+            for tree in self.topology.trees
+        )
+
     def neighbours(self, me: str) -> tuple[str, ...]:
         """My neighbours in the communication graph, in visiting order."""
         return tuple(self.members[k] for k in self.topology.graph.neighbours(self._number[me]))
@@ -107,33 +140,117 @@ class Layout:
             for peer in self.members
         }
 
+    @cached_property
+    def place_digest(self) -> int:
+        """64 bits that differ if members, trees, graph, mixing matrix or weights do: an epoch that
+        has the same can go on with what was kept of the other."""
+        rows = [[(k, str(w)) for k, w in self.mixing(peer).items()] for peer in self.members]
+        return _digest([self.members, self.tree_edges, self.graph_edges, rows, *self._weighed])
+
     def digest(self, incarnations: Mapping[str, int]) -> int:
-        """64 bits that differ, for all practical purposes, if members, lives or trees differ."""
-        content = [[(peer, incarnations[peer]) for peer in self.members], self.tree_edges]
-        text = json.dumps(content, separators=(",", ":")).encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+        """64 bits that differ, for all practical purposes, if members, lives, trees or weights
+        differ."""
+        lives = [(peer, incarnations[peer]) for peer in self.members]
+        return _digest([lives, self.tree_edges, *self._weighed])
+
+    @property
+    def _weighed(self) -> list[list[str]]:
+        """The weights, where there are any, exactly."""
+        return [[weight.hex() for weight in self.peer_weights]] if self.peer_weights else []
+
+
+def _digest(content: object) -> int:
+    text = json.dumps(content, separators=(",", ":")).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def _weighed(members: Sequence[str], given: Mapping[str, float] | None) -> tuple[float, ...]:
+    """What the members weigh, times the power of two that brings the mean to between 1 and 2: no
+    bit is lost, and sums are about as large as those of equal models, which every wire format can
+    hold. Empty if all weigh the same."""
+    weights = [(given or {}).get(peer, 1.0) for peer in members]
+    total = sum(weights)
+    if not total or min(weights) == max(weights):
+        return () if total else tuple(weights)
+    _, exponent = math.frexp(total / len(weights))
+    return tuple(math.ldexp(weight, 1 - exponent) for weight in weights)
 
 
 def lay_out(
-    config: RunConfig, peers: Sequence[str], file_graph: LabelledGraph | None = None
+    config: RunConfig,
+    peers: Sequence[str],
+    file_graph: LabelledGraph | None = None,
+    weights: Mapping[str, float] | None = None,
+    dial_only: Collection[str] = (),
 ) -> Layout:
     """The layout of these peers by `config.topology` and `config.algorithm.weights`.
 
     What cannot be had with so many peers (3-regular with 7, a file's graph that falls apart without
     the missing) is replaced by the nearest thing that can, and the layout's notes say so.
-    `file_graph` is the content of `topology.file`, where the config names it.
+    `file_graph` is the content of `topology.file`, where the config names it; `weights` are what
+    the peers weigh, 1 for those not named. There is no edge between two of `dial_only`; raises
+    `GraphError` if therefore there is no tree.
     """
     members = tuple(sorted(peers, key=natural_order))
     kind = TreeKind(config.topology.tree)
     graph, notes = _graph(config, members, file_graph)
+    if dial_only:
+        graph, more_notes = _reachable(graph, members, dial_only)
+        notes += more_notes
     try:
         topology = build_topology(graph, kind)
     except GraphError as error:
         notes.append(f"{error.problem}: the graph {kind.value} in its place")
         topology = build_topology(build_graph(kind.value, len(members)), kind)
-    weights, more_notes = _weights(config, topology.graph)
+    mixing, more_notes = _weights(config, topology.graph)
     overlap = bool(config.algorithm.overlap)
-    return Layout(members, topology, weights, overlap, (*notes, *more_notes))
+    weighed = _weighed(members, weights)
+    return Layout(members, topology, mixing, overlap, (*notes, *more_notes), weighed)
+
+
+def why_no_dial_only(config: RunConfig) -> str:
+    """Why a run has no place for peers that can only dial out, and the remedy; '' if it has."""
+    if config.topology.tree == "double-binary-trees":
+        return (
+            "topology.tree = 'double-binary-trees' fixes who is linked with whom; "
+            "set it to 'spanning-tree'"
+        )
+    if config.topology.self_heal:
+        return (
+            "topology.self_heal = true has neighbours greet each other at their ports; "
+            "set it to false"
+        )
+    if config.algorithm.name == "sgp":
+        return "algorithm.name = 'sgp' sends to others than neighbours, too; choose another one"
+    return ""
+
+
+def lay_out_tree(
+    config: RunConfig,
+    peers: Sequence[str],
+    root: str,
+    tree: Iterable[tuple[str, str]],
+    links: Iterable[tuple[str, str]],
+    weights: Mapping[str, float] | None = None,
+) -> Layout:
+    """The layout of a tree that is there already, on the graph of these `links` and its own edges,
+    all of the same cost; `weights` as in `lay_out`. Raises `GraphError` if it is no tree of these
+    peers."""
+    members = tuple(sorted(peers, key=natural_order))
+    number = {peer: k for k, peer in enumerate(members)}
+
+    def pairs(edges: Iterable[tuple[str, str]]) -> set[tuple[int, int]]:
+        known = [(number[a], number[b]) for a, b in edges if a in number and b in number]
+        return {(min(pair), max(pair)) for pair in known}
+
+    edges = pairs(tree)
+    graph = Graph(len(members), tuple(Edge(u, v) for u, v in edges | pairs(links)))
+    trees = (Tree(len(members), tuple(edges)),)
+    topology = Topology(graph, TreeKind.SPANNING_TREE, (number.get(root, 0),), trees)
+    mixing, notes = _weights(config, graph)
+    weighed = _weighed(members, weights)
+    overlap = bool(config.algorithm.overlap)
+    return Layout(members, topology, mixing, overlap, tuple(notes), weighed)
 
 
 def _graph(
@@ -158,6 +275,16 @@ def _graph(
     except GraphError as error:
         note = f"no graph {wanted.graph!r} of these {n} peers ({error.problem}): candidate graph"
         return candidate_graph(n, config.seed), [note]
+
+
+def _reachable(
+    graph: Graph, members: Sequence[str], dial_only: Collection[str]
+) -> tuple[Graph, list[str]]:
+    """The graph without edges that neither end can open, and a note where others were added."""
+    kept = without_edges_among(graph, {k for k, peer in enumerate(members) if peer in dial_only})
+    added = sorted({(e.u, e.v) for e in kept.edges} - {(e.u, e.v) for e in graph.edges})
+    links = " ".join(f"{members[u]}-{members[v]}" for u, v in added)
+    return kept, [f"links added, as some peers can only dial out: {links}"] if added else []
 
 
 def _on_file(graph: Graph, members: Sequence[str]) -> Graph:

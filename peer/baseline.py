@@ -8,7 +8,7 @@ the mean of the shards' gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from peer.outcome import Metrics
+from peer.tasks.files import home_of, located
 from peer.tasks.registry import load_task
-from peer.training.trainer import Trainer, make_site
-from relayswarm.config import RunConfig
+from peer.training.trainer import Trainer, folder_of, make_site
+from relayswarm.config import PrivacyConfig, RunConfig
 from relayswarm.logs import finite
 from relayswarm.task import Measured, Site, Task, TaskData
 
@@ -39,17 +40,29 @@ class Baseline:
     losses: Sequence[tuple[int, float | None]]
 
 
+def first_site(config: RunConfig) -> str:
+    """The first of the run's peers that has data."""
+    peers = (f"peer-{k}" for k in range(config.peers))
+    return next(peer for peer in peers if peer not in config.data.forward)
+
+
 def first_trainer(config: RunConfig, data_dir: Path | None, device: str) -> Trainer:
     """A trainer such as the first peer's: it evaluates as all peers do.
 
-    Raises ConfigError or DataError for whatever would stop the peers from training.
+    Raises TaskError at the line of a task that cannot give model and data, else ConfigError or
+    DataError for whatever would stop the peers from training.
     """
-    return Trainer(load_task(config.task), config, make_site(config, 0, data_dir), device)
+    task = load_task(config.task)
+    with located(home_of(type(task))):
+        peer = first_site(config)
+        return Trainer(
+            task, config, make_site(config, 0, folder_of(config, data_dir, peer), peer), device
+        )
 
 
 def centralized_trainer(first: Trainer, batch_size: int) -> Trainer:
     """A trainer like the first peer's, but for all the data of the run."""
-    config = first.config
+    config = first.config.model_copy(update={"privacy": PrivacyConfig()})  # nothing leaves
     if has_full_gradients(first):
         return Trainer(AllShards(first.task), config, first.site, first.device)
     data = config.data.model_copy(update={"shards": 1, "alpha": None, "batch_size": batch_size})
@@ -90,18 +103,23 @@ def fitting_threads(trainer: Trainer) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def evaluate_mean(trainer: Trainer, models: Models) -> Metrics:
-    """Measure the mean of some models, given by tensor name as peers export them.
+def evaluate_mean(trainer: Trainer, models: Models) -> Metrics | None:
+    """Measure the mean of some models, given by tensor name as peers export them. None where peers
+    share a part only: the mean of that part is no model.
 
     Raises ConfigError if they are of another task than the trainer's.
     """
+    if trainer.flat.shared_names is not None:
+        return None
     trainer.flat.load(mean_model(models))
     return plain(trainer.evaluate())
 
 
-def mean_model(models: Models) -> dict[str, Tensor]:
-    """The models' mean by tensor name, in float64 and back; integers are those of the first."""
-    return {name: _mean([model[name] for model in models]) for name in models[0]}
+def mean_model(models: Models, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """The models' mean by tensor name, in float64 and back; integers are those of the first. Of the
+    tensors of these `names` alone, if there are any."""
+    chosen = models[0] if names is None else [name for name in models[0] if name in names]
+    return {name: _mean([model[name] for model in models]) for name in chosen}
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

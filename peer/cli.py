@@ -7,28 +7,35 @@ ends as one line on standard error and an exit code; only our own bugs show a tr
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 import typer.main
 
+from peer import variables
 from peer.localswarm.process import end_with_parent
 from relayswarm import __version__, logs
-from relayswarm.errors import ExitCode, RelayswarmError
+from relayswarm.errors import ConfigError, ExitCode, RelayswarmError
 
 Command = Callable[..., None]
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
+    "new": ("peer.newtask.command:new", "Write a folder with a task of your own to begin with."),
+    "check": ("peer.check:check", "Find what is wrong with a run and its task, in seconds."),
+    "config": ("peer.show_config:config", "Show every setting, and where it comes from."),
     "up": ("peer.commands:up", "Run a whole swarm on this machine and report on it."),
     "simulate": (
         "peer.sweep.command:simulate",
         "Run a swarm in one process, without a network, or a whole sweep of them.",
     ),
+    "report": ("peer.page.page:report", "Draw a report as one page with pictures."),
+    "export": ("peer.export:export", "Write one of a report's models into a file."),
     "reproduce": ("peer.reproduce:reproduce", "Run a report's run again and compare."),
     "coordinator": (
         "coordinator.cli:coordinator",
@@ -40,7 +47,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Show how a run is doing.",
     ),
     "health": ("coordinator.cli:health", "Ask whether a coordinator or peer serves."),
+    "doctor": ("peer.doctor:doctor", "Say what would keep this machine from taking part."),
     "pull": ("peer.commands:pull", "Fetch the present model of a running peer."),
+    "audit": ("peer.audit_command:audit", "Check the record of what left a site."),
     "certs": ("relayswarm.net.cli:certs", "Make certificates for development."),
     "topology": (
         "coordinator.topology_cli:topology",
@@ -57,20 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     called = next((word for word in given if not word.startswith("-")), None)
     command: Any = typer.main.get_command(build_app(called))
     if called is not None and called in COMMANDS:
-        _look_in_environment(called, command.commands[called].params)
+        variables.look_up(called, command.commands[called].params, given)
     command(args=given, prog_name="relayswarm")
-
-
-def _look_in_environment(called: str, parameters: Iterable[Any]) -> None:
-    """An option that is not given is looked up as RELAYSWARM_COMMAND_OPTION.
-
-    The variable is named after the option as it is typed, not after our parameter.
-    """
-    for parameter in parameters:
-        flag = max(parameter.opts, key=len)
-        if flag.startswith("--"):
-            name = f"RELAYSWARM_{called}_{flag.removeprefix('--')}"
-            parameter.envvar = name.replace("-", "_").upper()
 
 
 def build_app(called: str | None) -> typer.Typer:
@@ -130,6 +127,12 @@ def _guarded(command: Command) -> Command:
         except RelayswarmError as error:
             logs.fatal(error)
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            remedy = "raise the limit (ulimit -n), or end what holds them"
+            logs.fatal(ConfigError("file descriptors", "none left", str(error), remedy))
+            raise typer.Exit(ExitCode.USAGE) from error
         except KeyboardInterrupt as error:
             raise typer.Exit(ExitCode.INTERRUPTED) from error
 

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 
+from peer import variables
 from relayswarm import logs
 from relayswarm.config import RunConfig, load
 from relayswarm.logs import LogFormat, LogFormatOption
 from relayswarm.net.clients import Clients
 from relayswarm.net.flags import (
+    HttpProxy,
     Insecure,
     TlsCa,
     TlsCert,
@@ -25,6 +28,8 @@ from relayswarm.net.flags import (
     TlsName,
     Token,
 )
+from relayswarm.net.reachability import Reachability
+from relayswarm.settings import Override, of_environment
 
 ConfigFile: TypeAlias = Annotated[
     Path | None, typer.Argument(metavar="RUN.TOML", help="Run config; left out: defaults.")
@@ -51,11 +56,20 @@ Report: TypeAlias = Annotated[
 AsJson: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Write events to standard output, one JSON object each.")
 ]
+PrintJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DataDir: TypeAlias = Annotated[Path | None, typer.Option(help="Folder with the task's data.")]
 Device: TypeAlias = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 WithBaseline: TypeAlias = Annotated[
     bool, typer.Option(help="Also train in one place, to compare with.")
 ]
+
+
+class PeerRole(StrEnum):
+    """What a peer does in its swarm."""
+
+    TRAIN = "train"
+    FORWARD = "forward"
+
 
 FLAGS = {
     "peers": "peers",
@@ -65,6 +79,7 @@ FLAGS = {
     "steps": "steps",
     "alpha": "data.alpha",
     "seed": "seed",
+    "lr": "optimizer.lr",
 }
 """Which setting a flag stands for."""
 
@@ -72,8 +87,9 @@ FLAGS = {
 def resolve(
     path: Path | None, overrides: list[str] | None, flags: Mapping[str, object]
 ) -> RunConfig:
-    """The run config: defaults, then the file, then `--set`, then flags. Raises ConfigError."""
-    return load(path, [*(overrides or []), *flag_overrides(flags)])
+    """The run config: defaults, then the file, the environment, `--set`, flags. Raises
+    ConfigError."""
+    return load(path, [one.text for one in overrides_in_force(overrides, flags)])
 
 
 def warn(configs: Iterable[RunConfig]) -> None:
@@ -82,11 +98,21 @@ def warn(configs: Iterable[RunConfig]) -> None:
         typer.echo(f"warning: {text}", err=True)
 
 
-def flag_overrides(flags: Mapping[str, object]) -> list[str]:
-    """Flags that were given, as `--set` would say it."""
-    return [
-        f"{FLAGS[flag]}={json.dumps(value)}" for flag, value in flags.items() if value is not None
+def overrides_in_force(overrides: list[str] | None, flags: Mapping[str, object]) -> list[Override]:
+    """What goes over the file, what wins last: variables named after settings, those that stand
+    for options, `--set` and flags that were typed."""
+    given = [("set_", "--set", text) for text in overrides or ()]
+    given += [
+        (flag, f"--{flag}", f"{FLAGS[flag]}={json.dumps(value)}")
+        for flag, value in flags.items()
+        if value is not None
     ]
+    found = of_environment()
+    typed: list[Override] = []
+    for parameter, option, text in given:
+        variable = variables.giving(parameter)
+        (typed if variable is None else found).append(Override(text, variable or option))
+    return [*found, *typed]
 
 
 def up(
@@ -119,7 +145,11 @@ def up(
 
 def peer(
     coordinator: Annotated[
-        str, typer.Option(help="HOST:PORT of the run's coordinator.")
+        str,
+        typer.Option(
+            help="HOST:PORT of the run's coordinator; with commas between, of several of which one "
+            "leads."
+        ),
     ] = "127.0.0.1:50050",
     peer_id: Annotated[
         str, typer.Option("--id", help="Id of this peer.", show_default="the coordinator chooses")
@@ -131,6 +161,13 @@ def peer(
         str,
         typer.Option(help="HOST:PORT at which others reach it.", show_default="where it listens"),
     ] = "",
+    reachability: Annotated[
+        Reachability,
+        typer.Option(
+            help="Whether others can connect to this peer. One that can only dial out collects "
+            "from its neighbours what is for it."
+        ),
+    ] = Reachability.BOTH,
     metrics_listen: Annotated[
         str, typer.Option(help="HOST:PORT for Prometheus; port 0 takes any free one.")
     ] = "127.0.0.1:0",
@@ -161,25 +198,48 @@ def peer(
         list[str] | None,
         typer.Option(help="Likewise an algorithm of a package. Repeatable."),
     ] = None,
+    task_file: Annotated[
+        Path | None,
+        typer.Option(help="Python file with the task, for a run whose `task.file` names one."),
+    ] = None,
+    role: Annotated[
+        PeerRole,
+        typer.Option(help="train; or forward: without data, relay for the others and be served."),
+    ] = PeerRole.TRAIN,
+    weight: Annotated[
+        float | None,
+        typer.Option(help="What its model weighs, in a run with `data.weighting = declared`."),
+    ] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(help="The site's own law, which runs must keep to (site.toml)."),
+    ] = None,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     tls_clients: TlsClients = Clients.REQUIRED,
     token_file: Token = None,
     insecure: Insecure = False,
+    http_proxy: HttpProxy = "",
     log_format: LogFormatOption = LogFormat.AUTO,
 ) -> None:
     """Join the run of a coordinator and train in it until it is done."""
     from peer.parts import PeerOptions
     from peer.service import run
+    from peer.weighting import require_declared
+    from relayswarm.net.address import split_address
     from relayswarm.net.security import Security
 
     logs.configure(log_format, tells_events=as_json)
+    if http_proxy:
+        split_address(http_proxy, "--http-proxy")
+    files = (tls_ca, tls_cert, tls_key, tls_clients, token_file)
     options = PeerOptions(
         coordinator=coordinator,
         peer_id=peer_id,
         listen=listen,
         advertise=advertise,
+        reachability=reachability,
         metrics_listen=metrics_listen,
         device=device,
         data_dir=data_dir,
@@ -191,7 +251,11 @@ def peer(
         json_events=as_json,
         allow_tasks=tuple(allow_task or ()),
         allow_algorithms=tuple(allow_algorithm or ()),
-        security=Security(tls_ca, tls_cert, tls_key, tls_clients, token_file, insecure),
+        task_file=task_file,
+        weight=require_declared(weight, forwards=role is PeerRole.FORWARD),
+        forwards=role is PeerRole.FORWARD,
+        site=site,
+        security=Security(*files, insecure, proxy=http_proxy),
     )
     raise typer.Exit(run(options))
 

@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from peer.algorithms import ALGORITHMS, make
+from peer.algorithms.common_model import CommonModel
 from peer.algorithms.core import Algorithm, OptionError, Run
 from peer.algorithms.pairwise import Pairwise
+from peer.algorithms.synchronous import Synchronous
 from peer.offers import Offers
-from relayswarm.config import AlgorithmConfig, RunConfig
+from relayswarm.config import AlgorithmConfig, RunConfig, ShareConfig
 from relayswarm.errors import ConfigError
 
 OFFERS = Offers(group="relayswarm.algorithms", field="algorithm.name", noun="algorithm")
@@ -54,6 +56,12 @@ def find_algorithm(name: str) -> tuple[type[Algorithm], type[Any]]:
 def is_pairwise(name: str) -> bool:
     """Whether the method of that name exchanges copies in pairs. Raises ConfigError as above."""
     return issubclass(find_algorithm(name)[0], Pairwise)
+
+
+def follows_swarm(config: RunConfig) -> bool:
+    """Whether rates follow the swarm's progress, as nobody's steps are common to all. By a script
+    they follow a peer's own steps: all of it is known beforehand, and so are the rates."""
+    return is_pairwise(config.algorithm.name) and not config.algorithm.options.get("script")
 
 
 def check_algorithm(config: RunConfig) -> None:
@@ -94,7 +102,33 @@ def build_algorithm(config: RunConfig, start_step: int = 0) -> Algorithm:
         raise ConfigError(option, error.value, error.problem, error.remedy) from error
     if options.get("time_budget_s") and isinstance(built, Pairwise):
         _check_time_budget(config, options["time_budget_s"])
-    return built
+    if config.evaluation.before_averaging and not isinstance(built, Synchronous):
+        problem = (
+            f"{config.algorithm.name} has no steps at the end of which all models are averaged"
+        )
+        remedy = "leave it out, or choose a method with steps"
+        raise ConfigError("evaluation.before_averaging", True, problem, remedy)
+    return _with_its_end(config, built, run)
+
+
+def _with_its_end(config: RunConfig, method: Algorithm, run: Run) -> Algorithm:
+    """With the common model after the last step, if the config wants one."""
+    stop = config.stop
+    for field in ("max_hours", "metric", "common_model"):
+        value = getattr(stop, field)
+        if value and not isinstance(method, Synchronous):
+            problem = f"{config.algorithm.name} has no steps in common, after which all could end"
+            raise ConfigError(f"stop.{field}", value, problem, "choose a method with steps")
+    if not stop.common_model or not isinstance(method, Synchronous):
+        return method
+    if config.transport.wire_format not in (None, "float64"):
+        problem = "with stop.common_model models have to travel exactly"
+        wire_format = config.transport.wire_format
+        raise ConfigError("transport.wire_format", wire_format, problem, "leave it out")
+    if config.share != ShareConfig():
+        problem = "with stop.common_model every peer ends with the same file, and shares all of it"
+        raise ConfigError("share", config.share.model_dump(), problem, "leave one of the two out")
+    return CommonModel(method, run)
 
 
 def _check_time_budget(config: RunConfig, budget_s: float) -> None:

@@ -15,10 +15,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from peer.algorithms.common_model import CommonModel
 from peer.algorithms.core import (
     LIVE,
     Algorithm,
@@ -30,6 +31,7 @@ from peer.algorithms.core import (
     Gone,
     Head,
     Kind,
+    Mean,
     Message,
     NewView,
     PeerId,
@@ -43,15 +45,22 @@ from peer.algorithms.core import (
 )
 from peer.algorithms.pairwise import Pairwise
 from peer.announce import Announcer
+from peer.audit import Audit
 from peer.checkpoints import Checkpoints
+from peer.config import build_algorithm, follows_swarm
 from peer.daemon_metrics import swarm_metrics
 from peer.driver import Driver
+from peer.healing import Hello
+from peer.law import NO_LAW, Law
+from peer.local_training import MakeTraining
 from peer.metrics import PeerMetrics, value
+from peer.pace import Pace
 from peer.process import computing_alone
 from peer.registers import Registers
+from peer.self_healing import SelfHealing
 from peer.speed import Speed
-from peer.training.trainer import Trainer, TrainResult
-from peer.training_thread import TrainingThread
+from peer.swarm_metrics import metric_weight
+from peer.training.learner import Learner, TrainResult
 from peer.transport.client import Outbox
 from peer.transport.contract import Outgoing, PeerState, Snapshot
 from peer.transport.metric_payload import sums_of
@@ -59,6 +68,7 @@ from peer.wire_format import quantizer
 from relayswarm import logs
 from relayswarm.net.gate import Denial
 from relayswarm.net.sparing import SparingLog
+from relayswarm.site import LOSS
 
 log = logging.getLogger("relayswarm.peer")
 
@@ -88,7 +98,7 @@ class _Call:
 class _Successor:
     """What takes the place of algorithm and model when the swarm has gone on without us."""
 
-    algorithm: Algorithm
+    step: int
     vector: Tensor | None
     begun: Future[None]
 
@@ -104,35 +114,52 @@ class Daemon:
         self,
         peer: PeerId,
         algorithm: Algorithm,
-        trainer: Trainer,
+        trainer: Learner,
         checkpoints: Checkpoints,
         metrics: PeerMetrics,
         announce: Announcer,
+        make_training: MakeTraining,
+        weight: float = 1.0,
+        law: Law = NO_LAW,
+        audit: Audit | None = None,
     ) -> None:
         self.peer = peer
+        self.law, self.audit = law, audit
         self.trainer = trainer
         self.metrics = metrics
         self.announce = announce
         self.view: View | None = None
         self.loss = math.nan
         self.outbox: Outbox | None = None
-        self.swarm = swarm_metrics(peer, trainer.config, metrics, announce, self.send, self.dropped)
-        self._training = TrainingThread(
-            peer, trainer, checkpoints, metrics, announce, self.swarm.measured
+        config = trainer.config
+        self.swarm = swarm_metrics(
+            peer,
+            config,
+            metrics,
+            announce,
+            self.send,
+            self.dropped,
+            metric_weight(config, weight),
+            law.may_tell,
         )
+        self._training = make_training(peer, trainer, checkpoints, metrics, announce, self.swarm)
+        self._checkpoints = checkpoints
         self._begin(algorithm)
         self._successor: _Successor | None = None  # takes over between steps; under the guard
         self._events: queue.SimpleQueue[Event | _Call] = queue.SimpleQueue()
-        self._busy = False  # the live vector belongs to the training thread
+        self._busy = False  # the live vector belongs to the local training
         self._readers: list[Future[Snapshot]] = []  # who waits for a model; under the guard
         self._closed = False  # the core loop has ended; under the guard
         self._guard = threading.Lock()
         self._sparing = SparingLog(log)
+        self.healing: SelfHealing | None = None
         self.down: set[PeerId] = set()  # neighbours that the transport cannot reach
         self.news = threading.Event()  # `down` has grown: the coordinator should know at once
         self._finished = False
+        self._stop_step = trainer.config.steps  # no step from there on
         self._compute_s, self._local_steps = 0.0, 0  # of the last training
         self._speed = Speed()
+        self.pace, self._follows_swarm = Pace(config.steps), follows_swarm(config)
         self._models_counted = 0
 
     def _begin(self, algorithm: Algorithm) -> None:
@@ -171,8 +198,25 @@ class Daemon:
 
     def viewed(self, view: View) -> None:
         """Hand over a view, from any thread. Metrics travel even when the core loop has ended."""
+        self.law.viewed(view)
+        if not self.law.may_send(view.epoch):
+            least = self.law.config.allow.min_swarm_size
+            text = f"{view.n} members, but this site demands at least {least} "
+            text += "(allow.min_swarm_size): training on alone, and sending nothing"
+            logs.event(log, logging.WARNING, "sending_paused", text, members=view.n, least=least)
+            self._refuse_by_law(f"epoch {view.epoch.term}.{view.epoch.number}: {text}")
         self.swarm.viewed(view)
         self.post(NewView(view))
+
+    def stop_before(self, step: int) -> None:
+        """The run ends before this step, or if this peer is past it now. From any thread."""
+        self.swarm.stop_before(step)
+
+        def stop_before() -> None:
+            self._stop_step = min(self._stop_step, step)
+            self.algorithm.stop_before(step)
+
+        self.call(stop_before)
 
     def call(self, action: Callable[[], None]) -> None:
         """Have something done in the core thread."""
@@ -190,10 +234,11 @@ class Daemon:
 
         self.call(fail)
 
-    def start_over(self, algorithm: Algorithm, vector: Tensor | None) -> Future[None]:
-        """Go on as a newcomer does, from any thread: with a fresh algorithm, and the model `vector`
-        (shape (d,)) unless it is None. Cancelled if the core loop ends before that."""
-        successor = _Successor(algorithm, vector, Future())
+    def start_over(self, step: int, vector: Tensor | None) -> Future[None]:
+        """Go on as a newcomer does, from any thread: with a fresh algorithm at `step`, and the
+        model `vector` (shape (d,)) unless it is None; but from its own last step, with its own
+        model, if that is as far by then. Cancelled if the core loop ends before that."""
+        successor = _Successor(step, vector, Future())
         with self._guard:
             self._successor = successor
             if self._closed:
@@ -213,9 +258,13 @@ class Daemon:
 
     def evaluate(self) -> dict[str, float]:
         """Measure the model, once training is over."""
-        measured = self._training.evaluate(self.steps_done)
+        measured = self._training.evaluate_last(self.steps_done)
         self.swarm.measured_last(measured)
         return {name: m.value for name, m in measured.items()}
+
+    def release(self) -> None:
+        """Nothing here changes or measures the model any more."""
+        self._training.release()
 
     def _wake(self) -> None:
         """Let the core loop come round."""
@@ -245,16 +294,22 @@ class Daemon:
             self._succeed(successor)
 
     def _succeed(self, successor: _Successor) -> None:
-        if successor.vector is not None:
+        if successor.vector is not None and successor.step > self.steps_done:
             self.registers.about_to_write(LIVE)
             self.trainer.flat.vector.copy_(successor.vector)
-        self._begin(successor.algorithm)
+        step = max(successor.step, self.steps_done)  # it has trained on while donors were asked
+        for farewell in self.algorithm.farewells():
+            self.send(farewell.to, farewell.head, None)
+        self._begin(build_algorithm(self.trainer.config, step))
+        self.algorithm.stop_before(self._stop_step)
         self.view = None
         self.swarm.restart()
         successor.begun.set_result(None)
 
     def _feed(self, event: Event) -> None:
         if isinstance(event, NewView):
+            if event.view.resumes and self.view is None:
+                self._resume(event.view)
             self.view = event.view
             self.metrics.viewed(event.view)
         self._driver.feed(event, time.monotonic())
@@ -262,17 +317,27 @@ class Daemon:
         self.metrics.exchanged(ended - self._exchanges)
         self._exchanges = ended
 
+    def _resume(self, view: View) -> None:
+        """All go on from their checkpoints of one step, as if never stopped."""
+        self._checkpoints.resume(view, self.algorithm, self.registers)
+        self._training.steps_done = view.effective_step
+
     # --- Host: what effects ask for ----------------------------------------------------------
 
     def train(self, effect: Train) -> None:
+        if self._follows_swarm:
+            effect = replace(effect, at=self.pace.place(effect.step))
         momentum = self.registers[effect.momentum.name] if effect.momentum else None
         if self._readers:  # a peer that never waits has no other time for them
             with self._guard:
                 self._answer_readers()
         self._busy = True
-        self._training.start(
-            effect, momentum, lambda done: self.call(lambda: self._trained(effect.step, done))
-        )
+        kept = self._checkpoints.capture(effect.step, self.algorithm, self.registers, self.view)
+
+        def then(done: Future[TrainResult]) -> None:
+            self.call(lambda: self._trained(effect.step, done))
+
+        self._training.start(effect, momentum, kept, then)
 
     def _trained(self, step: int, done: Future[TrainResult]) -> None:
         self._busy = False
@@ -285,8 +350,12 @@ class Daemon:
         if self._successor is None:
             self._feed(Trained(step, result.lr, result.local_steps))
 
-    def send(self, to: PeerId, head: Head, outgoing: Outgoing) -> None:
+    def send(self, to: PeerId, head: Head, outgoing: Outgoing | None) -> None:
         assert self.outbox is not None
+        if outgoing is not None and not self.law.may_send(head.epoch):
+            outgoing.close()
+            self.metrics.withheld.inc()
+            outgoing = None
         self.outbox.send(to, head, outgoing)
 
     def cancel(self, to: PeerId, head: Head) -> None:
@@ -370,10 +439,18 @@ class Daemon:
 
     def denied(self, denial: Denial, text: str) -> None:
         self.metrics.denied.labels(denial.value).inc()
-        self._sparing.warning(denial.value, f"call denied: {text}")
+        if self.audit is not None and denial is not Denial.STRANGER:
+            self.audit.refused(denial.value, text)
+        if denial is Denial.STRANGER:  # a neighbour whose view is newer, most of the time
+            log.debug("call denied: %s", text)
+        else:
+            self._sparing.warning(denial.value, f"call denied: {text}")
 
     def bytes_in(self, count: int) -> None:
         self.metrics.bytes_received.inc(count)
+
+    def objection(self, names: frozenset[str]) -> str:
+        return self.law.objection(names)
 
     def copy(self) -> Tensor:
         algorithm = self.algorithm
@@ -390,6 +467,12 @@ class Daemon:
         self._wake()
         return wanted.result()
 
+    def greeted(self, hello: Hello) -> bool:
+        if self.healing is None:
+            return False
+        self.healing.heard(hello)
+        return True
+
     def state(self) -> PeerState:
         view = self.view
         return PeerState(
@@ -398,11 +481,28 @@ class Daemon:
             epoch=view.epoch if view else Epoch(),
             step=self.algorithm.step,
             state=self.doing,
-            loss=self.loss,
+            loss=self.loss if self.law.may_tell(LOSS) else math.nan,
             models_counted=self._models_counted,
             steps_per_s=self._speed.steps_per_s,
             swarm=self.swarm.known,
         )
+
+    @property
+    def common(self) -> Mean | None:
+        """The mean of all, which the live model is at the end of a run in a common model."""
+        algorithm = self.algorithm
+        return algorithm.common if isinstance(algorithm, CommonModel) else None
+
+    @property
+    def unsure(self) -> Mean | None:
+        """A mean that the live model is, without any word whether all others have it, too."""
+        algorithm = self.algorithm
+        return algorithm.held if isinstance(algorithm, CommonModel) and not self.common else None
+
+    def rest(self) -> None:
+        """The run is done: there is a model to be read, and nothing else."""
+        self._finished = True
+        self.close()
 
     @property
     def doing(self) -> str:
@@ -430,6 +530,8 @@ class Daemon:
         text = f"{peer} cannot be reached"
         logs.event(log, logging.WARNING, "peer_unreachable", text, neighbour=peer)
         self.swarm.gone(peer)
+        if self.healing:
+            self.healing.unreachable(peer)
         self.post(Gone(peer))
 
     def retried(self, peer: PeerId, reason: str) -> None:
@@ -438,6 +540,10 @@ class Daemon:
 
     def bytes_out(self, count: int, wire_format: str) -> None:
         self.metrics.bytes_sent.labels(wire_format).inc(count)
+
+    def _refuse_by_law(self, text: str) -> None:
+        if self.audit is not None:
+            self.audit.refused(Denial.LAW.value, text)
 
     def _answer_readers(self) -> None:
         readers, self._readers = self._readers, []

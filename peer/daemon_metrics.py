@@ -19,16 +19,19 @@ def swarm_metrics(
     config: RunConfig,
     metrics: PeerMetrics,
     announce: Announcer,
-    send: Callable[[PeerId, Head, Outgoing], None],
+    send: Callable[[PeerId, Head, Outgoing | None], None],
     drop: Callable[[Drop], None],
+    weight: float | None,
+    may_leave: Callable[[str], bool],
 ) -> SwarmMetrics:
-    """A peer's part in them. `send` posts a message, `drop` hears of one that went unused."""
+    """A peer's part in them. `send` posts a message, or with None the word that there is nothing in
+    it, `drop` hears of one that went unused; `weight` is as in `SwarmMetrics`."""
 
     def tell(what: Tell) -> None:
-        send(what.to, what.head, MetricPayload(what.sums))
+        send(what.to, what.head, MetricPayload(what.sums) if what.sums else None)
 
     def learnt(swarm: SwarmMean) -> None:
         metrics.learnt(swarm)
         announce("swarm_metrics", peer=peer, **as_event(swarm))
 
-    return SwarmMetrics(config, tell, drop, learnt)
+    return SwarmMetrics(config, tell, drop, learnt, weight, may_leave)

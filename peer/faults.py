@@ -109,7 +109,9 @@ _PER_EDGE = ("drop", "delay_s", "jitter_s", "duplicate")
 def check_peers(config: RunConfig, members: Collection[str]) -> None:
     """Raise ConfigError if a fault or a weight is of a peer that the run does not have."""
     weighted = config.algorithm.neighbour_weights or ()
-    named = (("algorithm.neighbour_weights", peer) for peer in weighted)
+    named = [("algorithm.neighbour_weights", peer) for peer in weighted]
+    named += [("data.weights", peer) for peer in config.data.weights]
+    named += [("data.forward", peer) for peer in config.data.forward]
     for field, peer in chain(_peers_named(config.faults), named):
         if peer not in members:
             known = _shortened(sorted(members))

@@ -15,24 +15,30 @@ from typing import Any
 import torch
 
 import relayswarm
+from peer.model_files import fingerprint_text
 from peer.outcome import RunOutcome
+from peer.report_files import SCHEMA_VERSION
 
 PACKAGES = ("torch", "grpcio", "protobuf", "numpy", "networkx")
 
 
-def manifest(outcome: RunOutcome, command: Sequence[str]) -> dict[str, Any]:
+def manifest(
+    outcome: RunOutcome, command: Sequence[str], fingerprint: int | None = None
+) -> dict[str, Any]:
     """The manifest of a run that just ended, as JSON values.
 
-    The resolved config, versions, seed, shard digests (equal digests: equal data), hardware,
-    date (UTC), the command, the epochs of topology, and what peers remarked or died of.
+    The resolved config, the model's fingerprint, versions, seed, shard digests (equal digests:
+    equal data), hardware, date (UTC), the command, the epochs of topology, and what peers remarked
+    or died of.
     """
     return {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "run_id": outcome.config.run_id,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
         "engine": "processes" if outcome.simulation is None else "simulator",
         "config": outcome.config.model_dump(mode="json"),
+        "model_fingerprint": None if fingerprint is None else fingerprint_text(fingerprint),
         "seed": outcome.config.seed,
         "versions": versions(),
         "hardware": hardware(),

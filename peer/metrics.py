@@ -21,6 +21,7 @@ from peer.algorithms.core import Averaged, Drop, DropReason, PeerId, Verdict, Vi
 from peer.algorithms.metric_relay import SwarmMean
 from relayswarm.errors import ConfigError
 from relayswarm.net.gate import Denial
+from relayswarm.site import LOSS
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
@@ -28,7 +29,9 @@ SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 class PeerMetrics:
     """All of one peer's metrics, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, may_leave: Callable[[str], bool] = lambda _: True) -> None:
+        """`may_leave` says of which measurements, by name, anything is exported."""
+        self._may_leave = may_leave
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.info = self._gauge("info", "1, of the run and peer of this process.", ["run", "peer"])
@@ -94,6 +97,15 @@ class PeerMetrics:
                 self._refused_as(verdict)
         for denial in Denial:
             self.denied.labels(denial.value)
+        self.epsilon = self._gauge(
+            "privacy_epsilon",
+            "Of all movements released so far, at privacy.delta; +Inf: no such guarantee.",
+        )
+        self.epsilon.set(math.inf)
+        self.withheld = self._counter(
+            "messages_withheld", "Messages not sent: the site's own law forbade it."
+        )
+        self.audited = self._counter("audit_records", "Records written to the site's audit.")
         self.retried = self._counter("messages_retried", "Sent again, by reason.", ["reason"])
         self.dropped = self._counter("messages_dropped", "Messages left unused.", ["reason"])
         for reason in DropReason:
@@ -161,7 +173,7 @@ class PeerMetrics:
     def trained(self, loss: float, seconds: float, local_steps: int) -> None:
         self.local_steps.inc(local_steps)
         self.step_seconds.labels("compute").observe(seconds)
-        self.loss.set(loss)
+        self.loss.set(loss if self._may_leave(LOSS) else math.nan)
         if not math.isfinite(loss):
             self.losses_not_finite.inc()
 
@@ -172,7 +184,8 @@ class PeerMetrics:
 
     def evaluated(self, values: Mapping[str, float]) -> None:
         for metric, value in values.items():
-            self.evaluation.labels(metric).set(value)
+            if self._may_leave(metric):
+                self.evaluation.labels(metric).set(value)
 
     def learnt(self, swarm: SwarmMean) -> None:
         self.swarm_metrics_step.set(swarm.step)

@@ -1,6 +1,7 @@
-"""Pictures for a report: how training went, and the tree that it went along.
+"""Pictures of a run: how training went, and the tree that it went along.
 
-What belongs here: everything of the report that needs matplotlib, so that nothing else imports it.
+What belongs here: everything of the report that needs matplotlib, so that nothing else imports it;
+what only the page shows is in `peer.page.pictures`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,18 +21,26 @@ from numpy.typing import NDArray
 from coordinator.double_binary_trees import mirror
 from coordinator.draw import draw_topology
 from coordinator.graphs import Edge, Graph
+from coordinator.stopping import higher_is_better
 from coordinator.topology import Topology, TreeKind
 from coordinator.trees import Tree
 from peer.baseline import Baseline
-from peer.outcome import PeerOutcome, RunOutcome, headline, higher_is_better
+from peer.outcome import PeerOutcome, RunOutcome, headline
 
 Floats = NDArray[np.float64]
 
 SWARM_COLOUR = "#0072B2"  # this pair and grey are told apart by colour-blind readers too
 BASELINE_COLOUR = "#D55E00"
 PEER_COLOUR = "#8A8A8A"
-INK = "#303030"
+INK, PAPER, GRID = "#303030", "#FFFFFF", "#E4E4E4"
+LOOK: dict[Any, Any] = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+    "grid.color": GRID,
+}
+"""Settings of matplotlib for all pictures of a run."""
 
+MANY = 32  # peers
 SMOOTHING = 40
 """A loss curve is averaged over 1/40 of its length: single batches say little."""
 
@@ -41,21 +51,22 @@ def draw_curves(outcome: RunOutcome, baseline: Baseline | None, path: Path, titl
     A thin line is a peer, the band reaches from the best peer to the worst, the bold line is their
     mean, and the dashed one the baseline. Raises `OSError` if the file cannot be written.
     """
-    metric = _evaluated(outcome.peers)
-    columns = 1 if metric is None else 2
-    figure = Figure(figsize=(6.0 * columns, 4.2), layout="constrained")
-    figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    _draw_losses(axes[0], outcome.peers, baseline)
-    if metric is not None:
-        _draw_evaluations(axes[1], outcome.peers, metric, baseline)
-    figure.savefig(path, format="png", dpi=130)
+    metrics = evaluated(outcome.peers)[-1:]
+    columns = 1 + len(metrics)
+    with matplotlib.rc_context(LOOK):
+        figure = Figure(figsize=(6.0 * columns, 4.2), layout="constrained")
+        figure.suptitle(title, fontsize=13, fontweight="bold")
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+        draw_losses(axes[0], outcome.peers, baseline)
+        for metric in metrics:
+            draw_evaluations(axes[1], outcome.peers, metric, baseline)
+        figure.savefig(path, format="png", dpi=130)
 
 
 def draw_tree(topology: Mapping[str, Any], path: Path, title: str) -> None:
     """Draw a `topology` event into a PNG file. Raises `OSError` if it cannot be written."""
-    members = list(topology["members"])
-    draw_topology(rebuild(topology), _labels(members), path, title)
+    with matplotlib.rc_context(LOOK):
+        draw_topology(rebuild(topology), labels(topology), path, title)
 
 
 def rebuild(event: Mapping[str, Any]) -> Topology:
@@ -72,22 +83,24 @@ def rebuild(event: Mapping[str, Any]) -> Topology:
     return Topology(Graph(n, tuple(Edge(*pair) for pair in edges)), kind, roots, trees)
 
 
-def _labels(members: Sequence[str]) -> list[int] | None:
-    """The numbers in the ids, if all have one and no two the same; else None: their places."""
+def labels(event: Mapping[str, Any]) -> list[int] | None:
+    """The numbers in the members' ids, if all have one and no two the same; else None: their
+    places."""
+    members = event["members"]
     found = [re.search(r"(\d+)$", peer) for peer in members]
     numbers = [int(match[1]) for match in found if match]
     return numbers if len(set(numbers)) == len(members) else None
 
 
-def _evaluated(peers: Sequence[PeerOutcome]) -> str | None:
-    """The metric whose development is worth a picture of its own."""
+def evaluated(peers: Sequence[PeerOutcome]) -> tuple[str, ...]:
+    """The metrics whose development is worth a picture of its own."""
     if not any(len(peer.evaluations) > 1 for peer in peers):
-        return None
-    names = headline(peers[0].metrics)
-    return names[-1] if names else None
+        return ()
+    return headline(next((p.metrics for p in peers if p.metrics), {}))
 
 
-def _draw_losses(axes: Axes, peers: Sequence[PeerOutcome], baseline: Baseline | None) -> None:
+def draw_losses(axes: Axes, peers: Sequence[PeerOutcome], baseline: Baseline | None) -> None:
+    """Training losses over the steps."""
     curves = [_smooth(_points(peer.losses)) for peer in peers]
     _draw_swarm(axes, [curve for curve in curves if len(curve)])
     if baseline is not None and len(curve := _smooth(_points(baseline.losses))):
@@ -96,13 +109,15 @@ def _draw_losses(axes: Axes, peers: Sequence[PeerOutcome], baseline: Baseline | 
     positive = [curve for curve in curves if len(curve) and curve[:, 1].min() > 0]
     if positive and len(positive) == len(curves):
         axes.set_yscale("log")
-    _finish(axes, "training loss (each peer on its own data, running mean)", "loss")
+    finish(axes, "training loss (each peer on its own data, running mean)", "loss")
 
 
-def _draw_evaluations(
+def draw_evaluations(
     axes: Axes, peers: Sequence[PeerOutcome], metric: str, baseline: Baseline | None
 ) -> None:
-    curves = [_points([(step, m.get(metric)) for step, m in p.evaluations]) for p in peers]
+    """Evaluations of one metric over the steps, the final one last."""
+    measured = [{**dict(peer.evaluations), peer.steps: peer.metrics} for peer in peers]
+    curves = [_points([(step, m.get(metric)) for step, m in one.items()]) for one in measured]
     _draw_swarm(axes, [curve for curve in curves if len(curve)])
     level = baseline.metrics.get(metric) if baseline else None
     if level is not None:
@@ -111,13 +126,20 @@ def _draw_evaluations(
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     else:
         axes.set_yscale("log")
-    _finish(axes, f"test {metric} (each peer on the common test set)", metric)
+    finish(axes, f"test {metric} (each peer on the common test set)", metric)
 
 
 def _draw_swarm(axes: Axes, curves: Sequence[Floats]) -> None:
     """Peers as thin lines; where all have points, their mean and the band between extremes."""
     for curve in curves:
-        axes.plot(curve[:, 0], curve[:, 1], color=PEER_COLOUR, lw=0.7, alpha=0.55)
+        axes.plot(
+            curve[:, 0],
+            curve[:, 1],
+            color=PEER_COLOUR,
+            lw=0.7,
+            alpha=0.55,
+            rasterized=len(curves) > MANY,  # in a vector picture; thousands of points else
+        )
     common = _common_steps(curves)
     if len(common) == 0:
         return
@@ -159,11 +181,12 @@ def _smooth(points: Floats) -> Floats:
     return np.column_stack([points[:, 0], means])
 
 
-def _finish(axes: Axes, title: str, ylabel: str) -> None:
-    axes.set_title(title, fontsize=10.5, color=INK)
-    axes.set_xlabel("step")
+def finish(axes: Axes, title: str, ylabel: str, xlabel: str = "step") -> None:
+    """What all charts have in common."""
+    axes.set_title(title, fontsize=10.5)
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    axes.grid(color="#E4E4E4", lw=0.8)
+    axes.grid(lw=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -6,12 +6,12 @@ them, whether they came through a pipe or straight from the simulator. No clock,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from peer.algorithms.core import peer_order
-from peer.outcome import Lost, Metrics, PeerOutcome, RunOutcome, newest
+from peer.outcome import Happening, Lost, Metrics, PeerOutcome, RunOutcome, newest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,7 @@ class PeerProgress:
     swarm_size: int = 0
     bytes_sent: int = 0
     losses: list[tuple[int, float | None]] = field(default_factory=list)
+    missed: list[tuple[int, int]] = field(default_factory=list)
     evaluations: list[tuple[int, Metrics]] = field(default_factory=list)
     swarm: Event | None = None  # what it knows of the swarm's metrics
     finished: Event | None = None  # its last words, if it had the chance
@@ -61,10 +62,13 @@ class PeerProgress:
             bytes_sent=last.get("bytes_sent", self.bytes_sent),
             shard=last.get("shard"),
             shard_digest=last.get("shard_digest", ""),
+            weight=last.get("weight", 1.0),
             notes=tuple(last.get("notes", ())),
             losses=tuple(self.losses),
+            missed=tuple(self.missed),
             evaluations=tuple(self.evaluations),
             swarm_metrics=self.swarm,
+            privacy=last.get("privacy"),
             model=model,
         )
 
@@ -78,6 +82,7 @@ class Progress:
         self.expected = tuple(expected)
         self.peers = {peer: PeerProgress(peer) for peer in expected}
         self.topologies: list[Event] = []
+        self.happenings: list[Happening] = []
         self.present: tuple[str, ...] = ()
 
     @property
@@ -111,8 +116,13 @@ class Progress:
         """The newest that any peer knows of the swarm's metrics, of most peers."""
         return newest(peer.swarm for peer in self.peers.values())
 
-    def observe(self, event: Event) -> None:
-        """Take in one event; kinds that are not known here change nothing."""
+    def observe(self, event: Event, seconds: float = 0.0) -> None:
+        """Take in one event, so long after the run began; kinds that are not known here change
+        nothing."""
+        if event["event"] in _TOLD:
+            text = _TOLD[event["event"]](event)
+            peer = event.get("peer", "")
+            self.happenings.append(Happening(round(seconds, 3), event["event"], peer, text))
         if event["event"] == "topology":
             self.topologies.append(event)
         elif event["event"] == "waiting" and "members" in event:
@@ -153,6 +163,7 @@ class Progress:
             topologies=tuple(self.topologies),
             wall_seconds=wall_seconds,
             lost=tuple(_lost(peer) for peer in self.in_order if not peer.finished),
+            happenings=tuple(self.happenings),
         )
 
 
@@ -163,8 +174,38 @@ def _step(peer: PeerProgress, event: Event) -> None:
     peer.models_counted, peer.swarm_size = event["models_counted"], event["swarm_size"]
     peer.bytes_sent = event["bytes_sent"]
     peer.losses.append((event["step"], event["loss"]))
+    peer.missed.append((event["step"], event.get("missed", 0)))
 
 
 def _lost(peer: PeerProgress) -> Lost:
     last: Event = peer.exited or {"exit_code": None, "stderr": ()}
     return Lost(peer.id, last["exit_code"], peer.step, tuple(last["stderr"]))
+
+
+def _epoch(event: Event) -> str:
+    count = len(event["members"])
+    why = event.get("detail") or event["reason"]
+    number, step = event["epoch"]["number"], event["effective_step"]
+    return f"epoch {number} from step {step}, {count} peers: {why}"
+
+
+def _exit(event: Event) -> str:
+    code = event["exit_code"]
+    ended = "ended before its time" if code is None else f"ended with exit code {code}"
+    return ": ".join([ended, *event["stderr"][-1:]])
+
+
+_TOLD: Mapping[str, Callable[[Event], str]] = {
+    "topology": _epoch,
+    "member_joined": lambda event: f"joined, shard {event['shard']}",
+    "member_lost": lambda event: f"given up at step {event['step']}: {event['reason']}",
+    "peer_started": lambda _: "started",
+    "peer_finished": lambda event: f"finished after {event['steps']} steps",
+    "peer_exited": _exit,
+    "state": lambda event: event["state"],
+    "tree_committed": lambda event: (
+        f"tree without a coordinator from step {event['effective_step']}"
+    ),
+    "coordinator_exited": _exit,
+}
+"""What is kept of a run's time line, and in which words."""

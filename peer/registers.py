@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -48,6 +49,8 @@ class Registers:
         self._quantizer = quantizer
         self._lattices: dict[str, Lattice | None] = {}  # of registers that were rounded to one
         self._readers: weakref.WeakSet[Outgoing] = weakref.WeakSet()
+        self._writes: Counter[str] = Counter()
+        self._mark = object()  # tells them from others of the same process
         self._guard = threading.Lock()  # readers are read by transport threads
         self.chunk = CUDA_CHUNK_ELEMENTS if live.is_cuda else CHUNK_ELEMENTS
 
@@ -114,11 +117,21 @@ class Registers:
         start, stop = self.span(head.tree if head.kind is Kind.RELAY else None)
         outgoing = Outgoing(lins, dict(self.tensors), start, stop, self._guard)
         outgoing.lattice = self.lattice_of(lins)
+        outgoing.value = self._value_of(lins, start, stop)
         self._readers.add(outgoing)
         return outgoing
 
+    def _value_of(self, lins: tuple[Lin, ...], start: int, stop: int) -> object | None:
+        """See `Outgoing.value`. Of messages nobody compares the contents."""
+        refs = [ref for lin in lins for _, ref in lin.terms]
+        if not all(isinstance(ref, Reg) for ref in refs):
+            return None
+        writes = tuple(self._writes[ref.name] for ref in refs if isinstance(ref, Reg))
+        return (self._mark, lins, writes, start, stop)
+
     def about_to_write(self, name: str) -> None:
         """Copy `name` for those who still read it; to be called before anything overwrites it."""
+        self._writes[name] += 1
         if not self._readers:
             return
         live = self.tensors[name]
@@ -149,6 +162,7 @@ class Outgoing:
         self.sections = len(lins)
         self.elements = stop - start
         self.lattice: Lattice | None = None  # what it was rounded to
+        self.value: object | None = None
         self._names = {ref.name for lin in lins for _, ref in lin.terms if isinstance(ref, Reg)}
 
     def reads(self, name: str, live: Tensor) -> bool:

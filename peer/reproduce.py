@@ -21,7 +21,7 @@ from rich.table import Table
 
 from peer.commands import AsJson, DataDir, Device
 from peer.outcome import shown
-from relayswarm import config as run_config
+from peer.report_files import MANIFEST, MODELS, REPORT, ReportDir, config_of, read
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError, ExitCode
 
@@ -39,7 +39,7 @@ class Compared:
 
 
 def reproduce(
-    report: Annotated[Path, typer.Argument(metavar="REPORT_DIR", help="Folder of a report.")],
+    report: ReportDir,
     output: Annotated[
         Path | None, typer.Option(help="Keep the new report here.", show_default="not kept")
     ] = None,
@@ -51,41 +51,31 @@ def reproduce(
     as_json: AsJson = False,
 ) -> None:
     """Run a report's run again; exit code 0 if the results are the same, else 1."""
-    manifest = _read(report, "manifest.json")
+    manifest = read(report, MANIFEST)
     config = config_of(manifest, report)
     with tempfile.TemporaryDirectory(prefix="relayswarm-") as temporary:
         place = output or Path(temporary)
         if place.resolve() == report.resolve():
             remedy = "choose another folder"
             raise ConfigError("--output", str(output), "is the report itself", remedy)
-        ended = _rerun(config, manifest, _read(report, "report.json"), place, device, data_dir)
+        ended = _rerun(config, manifest, read(report, REPORT), place, device, data_dir)
         if ended is not ExitCode.DONE:
             raise typer.Exit(ended)
         compared = list(compare(report, place, tolerance))
-        _show(compared, _remarks(manifest, _read(place, "manifest.json")), as_json=as_json)
+        _show(compared, _remarks(manifest, read(place, MANIFEST)), as_json=as_json)
     raise typer.Exit(ExitCode.DONE if all(c.same for c in compared) else ExitCode.DIFFERENT)
-
-
-def config_of(manifest: Mapping[str, Any], report: Path) -> RunConfig:
-    """The config of the run. Raises ConfigError if this release cannot read it."""
-    try:
-        return run_config.validate(manifest["config"])
-    except (KeyError, ConfigError) as error:
-        problem = f"its manifest holds no config that this release can read ({error})"
-        remedy = f"use relayswarm {manifest.get('versions', {}).get('relayswarm', 'of its time')}"
-        raise ConfigError("REPORT_DIR", str(report), problem, remedy) from error
 
 
 def compare(before: Path, after: Path, tolerance: float = 0.0) -> Iterator[Compared]:
     """Everything that has to be the same in two reports of the same run."""
-    old, new = _read(before, "report.json"), _read(after, "report.json")
-    manifest = _read(before, "manifest.json")
+    old, new = read(before, REPORT), read(after, REPORT)
+    manifest = read(before, MANIFEST)
     yield from _metrics(old, new, tolerance)
-    yield _equal("shards' digests", manifest["shards"], _read(after, "manifest.json")["shards"])
+    yield _equal("shards' digests", manifest["shards"], read(after, MANIFEST)["shards"])
     if "simulation" in old and "simulation" in new:
         yield _equal("cost", old["simulation"], new["simulation"])
     if manifest["config"]["deterministic"] or manifest["engine"] == "simulator":
-        yield from _models(before / "models", after / "models")
+        yield from _models(before / MODELS, after / MODELS)
 
 
 def _metrics(
@@ -202,12 +192,3 @@ def _show(compared: list[Compared], remarks: list[str], *, as_json: bool) -> Non
         console.print(f"note: {remark}", markup=False, highlight=False)
     verdict = "reproduced" if not differ else f"{differ} of {len(compared)} differ"
     console.print(verdict, style="bold")
-
-
-def _read(directory: Path, name: str) -> Any:
-    try:
-        return json.loads((directory / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        problem = f"its {name} cannot be read ({error})"
-        remedy = "give the folder of a report that `up` or `simulate` wrote"
-        raise ConfigError("REPORT_DIR", str(directory), problem, remedy) from error

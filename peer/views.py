@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from coordinator.members import Elected, Reason
-from coordinator.views import Layout
+from coordinator.views import Layout, lay_out_tree
 from peer.algorithms.core import Epoch, PeerId, View
+from peer.healing import Commit
+from relayswarm.config import RunConfig
 
 FIRST_TERM, FIRST_NUMBER = 1, 1  # of a simulated swarm's first epoch
 FIRST_REASON = Reason.QUORUM.value
@@ -23,20 +25,45 @@ def views_of(layout: Layout, *, correct_lr: bool, elected: Elected | None = None
     members = dict.fromkeys(layout.members, 1)
     if elected:
         members = {member.peer_id: member.incarnation for member in elected.members}
-    term, number = _age(elected)
-    epoch = Epoch(term, number, digest=layout.digest(members))
+    epoch = Epoch(*_age(elected), digest=layout.digest(members))
+    step = elected.effective_step if elected else 0
     for me in layout.members:
-        yield View(
-            epoch=epoch,
-            effective_step=elected.effective_step if elected else 0,
-            me=me,
-            members=members,
-            trees=layout.trees(me),
-            neighbours=layout.neighbours(me),
-            mixing={peer: float(weight) for peer, weight in layout.mixing(me).items()},
-            lr_scale=layout.lr_factor if correct_lr else 1,
-            diameter=layout.diameter,
-        )
+        yield view_of(layout, me, members, epoch, step, correct_lr=correct_lr)
+
+
+def view_of(
+    layout: Layout,
+    me: PeerId,
+    members: Mapping[PeerId, int],
+    epoch: Epoch,
+    effective_step: int,
+    *,
+    correct_lr: bool,
+) -> View:
+    """One member's view of an epoch; `members` by incarnation, in visiting order."""
+    return View(
+        epoch=epoch,
+        effective_step=effective_step,
+        me=me,
+        members=members,
+        trees=layout.trees(me),
+        neighbours=layout.neighbours(me),
+        mixing={peer: float(weight) for peer, weight in layout.mixing(me).items()},
+        lr_scale=layout.lr_factor if correct_lr else 1,
+        diameter=layout.diameter,
+        weights=layout.weights_by_peer(),
+        weight_behind=layout.weight_behind(me),
+    )
+
+
+def committed_view(config: RunConfig, commit: Commit, me: PeerId) -> View:
+    """A member's view of a tree that its root has committed."""
+    members = {seat.peer: seat.incarnation for seat in commit.members}
+    weights = {seat.peer: seat.weight for seat in commit.members}
+    layout = lay_out_tree(config, [*members], commit.root, commit.tree, commit.links, weights)
+    epoch = Epoch(*commit.age, digest=layout.digest(members))
+    correct_lr = config.optimizer.relay_lr_correction
+    return view_of(layout, me, members, epoch, commit.effective_step, correct_lr=correct_lr)
 
 
 def _age(elected: Elected | None) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """relayswarm: peers train one PyTorch model together by relaying sums of models along a tree.
 
-This is the public face: what a user imports to write a task of their own, and the errors.
+This is the public face: what a user imports to write a task of their own or to join from a loop of
+their own, and the errors.
 Importing it loads neither torch nor numpy; each name is resolved when it is first used.
 """
 
@@ -17,12 +18,13 @@ from relayswarm.errors import (
     QuorumError,
     RelayswarmError,
 )
+from relayswarm.version import __version__
 
 if TYPE_CHECKING:
     from relayswarm.partitioning import partition
+    from relayswarm.swarm import Swarm
     from relayswarm.task import Measured, Options, Site, Task, TaskData, TensorData
 
-__version__ = "0.1.0"
 
 __all__ = [
     "ConfigError",
@@ -34,6 +36,7 @@ __all__ = [
     "QuorumError",
     "RelayswarmError",
     "Site",
+    "Swarm",
     "Task",
     "TaskData",
     "TensorData",
@@ -45,6 +48,7 @@ _LAZY = {
     "Measured": "relayswarm.task",
     "Options": "relayswarm.task",
     "Site": "relayswarm.task",
+    "Swarm": "relayswarm.swarm",
     "Task": "relayswarm.task",
     "TaskData": "relayswarm.task",
     "TensorData": "relayswarm.task",

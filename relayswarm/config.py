@@ -7,28 +7,29 @@ Loading it needs neither torch nor numpy.
 
 from __future__ import annotations
 
-import difflib
-import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from relayswarm.errors import ConfigError
+from relayswarm.schema import Section as _Section
+from relayswarm.schema import first_problem, require_readable
 
 UNBIASED = frozenset({"relaysgd", "d2", "gradient-tracking"})
 """Methods that end where centralized training does, however much the peers' data differ, as long as
 a step is one optimizer step."""
+
+
+SCHEMA_VERSION = 1
+"""Of the run config; when to raise it: docs/stability.md."""
+
+
+OWN_LOOP = "own-loop"
+"""The `task.name` of a run whose peers are programs with a training loop of their own."""
 
 
 LONGEST = 1 << 20
@@ -40,15 +41,33 @@ MANY = 1 << 16
 config may come from another machine; beyond it are typing errors and traps."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+LEAST_WEIGHT, LARGEST_WEIGHT = 1e-12, 1e12
+"""Of a peer, if it weighs anything at all."""
+
+
+A_WEIGHT = f"a number from {LEAST_WEIGHT:g} to {LARGEST_WEIGHT:g}, or 0 of a peer without data"
 
 
 class TaskConfig(_Section):
     """What is learnt."""
 
-    name: str = Field("digits", description="A built-in task or one that a package offers.")
+    name: str = Field(
+        "digits",
+        description="A built-in task, one that a package offers, or one in `file`. `own-loop`: "
+        "peers are programs that train by themselves (see docs/own-loop.md).",
+    )
+    file: str | None = Field(
+        None,
+        description="Python file with the task, from the folder of this config. Other machines "
+        "load only the file that `relayswarm peer --task-file` names there.",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="The task's own options.")
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.file is not None and "name" not in self.model_fields_set:
+            raise ValueError("a file needs a name beside it, the `name` of its class")
+        return self
 
 
 class DataConfig(_Section):
@@ -63,10 +82,60 @@ class DataConfig(_Section):
         description="Dirichlet parameter of the split: the smaller, the more one-sided are the "
         "classes of a shard. Unset: an even split.",
     )
+    partition: Literal["even", "dirichlet", "local"] | None = Field(
+        None,
+        description="Where a peer's training data come from: its shard of data that all have, cut "
+        "evenly or by `alpha`, or whatever lies at its site (see docs/sites.md). Unset: "
+        "`dirichlet` if `alpha` is set, else `even`.",
+    )
     min_samples: int = Field(
         16, ge=1, description="No shard is smaller; the split is drawn again until it holds."
     )
     batch_size: int = Field(32, ge=1, le=MANY, description="Samples of one peer's batch.")
+    weighting: Literal["uniform", "samples", "declared"] = Field(
+        "uniform",
+        description="What a peer's model weighs in averages: all the same, the number of its "
+        "training samples, or what `relayswarm peer --weight` declares (see docs/concepts.md). "
+        "Not for gossip and pairwise methods.",
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="With the weighting `declared`: by peer, what those weigh that do not say so "
+        "themselves.",
+    )
+    forward: tuple[str, ...] = Field(
+        (),
+        description="Peers of `up` and `simulate` without data, of weight 0: they relay for the "
+        "others (`relayswarm peer --role forward`).",
+    )
+
+    @model_validator(mode="after")
+    def _cut_in_one_way(self) -> Self:
+        if self.partition == "dirichlet" and self.alpha is None:
+            raise ValueError("partition = 'dirichlet' needs alpha, such as 0.1")
+        if self.partition in ("even", "local") and self.alpha is not None:
+            raise ValueError(
+                f"alpha is not used with partition = {self.partition!r}: leave one out"
+            )
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        """Whether each peer trains on what lies at its site, and nobody has all data."""
+        return self.partition == "local"
+
+    @property
+    def weight_range(self) -> tuple[float, float] | None:
+        """What a peer with data may weigh; None where all weigh the same."""
+        return None if self.weighting == "uniform" else (LEAST_WEIGHT, LARGEST_WEIGHT)
+
+    @field_validator("weights")
+    @classmethod
+    def _weigh(cls, weights: dict[str, float]) -> dict[str, float]:
+        for peer, weight in weights.items():
+            if not (weight == 0 or LEAST_WEIGHT <= weight <= LARGEST_WEIGHT):
+                raise ValueError(f"{weight} of {peer} is not a weight: {A_WEIGHT}")
+        return weights
 
 
 class AlgorithmConfig(_Section):
@@ -123,16 +192,66 @@ class OptimizerConfig(_Section):
     nesterov: bool | None = Field(None, description="Of sgd; needs momentum.")
     weight_decay: float | None = Field(None, ge=0, description="Weight decay.")
     betas: tuple[float, float] | None = Field(None, description="Of adam and adamw.")
-    schedule: Literal["constant", "cosine"] | None = Field(
-        None, description="How the rate goes on after the warm-up."
+    schedule: Literal["constant", "cosine", "step"] | None = Field(
+        None,
+        description="How the rate goes on after the warm-up: it stays, falls to 0 along a cosine, "
+        "or is multiplied by `decay_factor` at each of `decay_at`. It follows steps: of pairwise "
+        "methods the mean of all peers' (see docs/concepts.md).",
+    )
+    decay_at: tuple[float, ...] | None = Field(
+        None,
+        description="With the schedule `step`: where it decays, in parts of the run above 0 and "
+        "below 1. Unset: 0.75 and 0.9.",
+    )
+    decay_factor: float | None = Field(
+        None, gt=0, le=1, description="With the schedule `step`. Unset: 0.1."
     )
     warmup_steps: int | None = Field(
-        None, ge=0, description="Steps in which the rate rises linearly."
+        None, ge=0, description="Steps in which the rate rises linearly, at first."
+    )
+    warmup: float | None = Field(
+        None, ge=0, lt=1, description="The same as a part of the run, in place of `warmup_steps`."
+    )
+    warmup_from: float | None = Field(
+        None, ge=0, lt=1, description="What part of `lr` the warm-up rises from. Unset: 0."
+    )
+    autocast: Literal["bfloat16", "float16"] | None = Field(
+        None,
+        description="Compute the loss in this precision (`torch.autocast`); parameters stay as "
+        "they are. With float16 gradients are scaled, and a step whose gradients overflow moves "
+        "nothing.",
     )
     relay_lr_correction: bool = Field(
         False,
         description="Multiply the rate by the tree's exact factor, which makes up for models "
         "being relayed with a delay, after the first diameter steps of an epoch.",
+    )
+
+    @field_validator("decay_at")
+    @classmethod
+    def _within_the_run(cls, parts: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if parts and not all(0 < part < 1 for part in parts):
+            raise ValueError("a part is not above 0 and below 1")
+        return parts
+
+    @model_validator(mode="after")
+    def _one_warm_up(self) -> Self:
+        if self.warmup_steps and self.warmup:
+            raise ValueError("warmup_steps and warmup say the same: leave one of the two out")
+        return self
+
+
+class ShareConfig(_Section):
+    """Which part of the model peers have in common: patterns as of file names (`*`, `?`, `[ab]`)
+    over the names of parameters and buffers (see docs/sites.md)."""
+
+    include: tuple[str, ...] = Field(
+        ("*",), min_length=1, description="What matches one of these is averaged by the swarm."
+    )
+    exclude: tuple[str, ...] = Field(
+        (),
+        description="But not what matches one of these. It stays with its peer: it is trained "
+        "there and is in the checkpoint, and never in a message.",
     )
 
 
@@ -148,6 +267,32 @@ class TopologyConfig(_Section):
     tree: Literal["spanning-tree", "double-binary-trees"] = Field(
         "spanning-tree", description="One tree by the Spanning Tree Protocol, or two binary trees."
     )
+    self_heal: bool = Field(
+        False,
+        description="Whether peers repair the tree by themselves while no coordinator can be "
+        "reached (see docs/reliability.md). Not with double-binary-trees.",
+    )
+    hello_s: float = Field(
+        0.5,
+        gt=0,
+        description="Of `self_heal`: how often neighbours greet each other then. Raised: fewer "
+        "messages; lowered: changes are seen sooner.",
+    )
+    max_age_s: float = Field(
+        3.0,
+        gt=0,
+        description="Of `self_heal`: a neighbour that was silent for so long is gone, and a tree "
+        "must have stood for so long before it is used; at least three times `hello_s`. Lowered: "
+        "quicker repairs; too low: pauses of a busy machine tear the tree.",
+    )
+
+    @model_validator(mode="after")
+    def _can_heal(self) -> Self:
+        if self.self_heal and self.max_age_s < 3 * self.hello_s:
+            raise ValueError("max_age_s is below three times hello_s")
+        if self.self_heal and self.tree != "spanning-tree":
+            raise ValueError("self_heal repairs a spanning-tree, not double-binary-trees")
+        return self
 
 
 class RobustConfig(_Section):
@@ -163,10 +308,43 @@ class RobustConfig(_Section):
     )
 
 
+class PrivacyConfig(_Section):
+    """What is done to a peer's own movement of each step (from the model before its local steps to
+    the one after) before anything is sent. What this promises and what not: docs/sites.md. A site's
+    file can ask for more."""
+
+    clip: float | None = Field(
+        None,
+        gt=0,
+        description="Greatest Euclidean norm of the movement, over the whole model; a longer one "
+        "is scaled down to it. Unset: no limit.",
+    )
+    noise_multiplier: float = Field(
+        0.0,
+        ge=0,
+        description="Normal noise of this many times `clip` is added to each element of the "
+        "movement. Needs `clip`.",
+    )
+    delta: float = Field(
+        1e-5, gt=0, lt=1, description="The delta for which each peer reports its epsilon."
+    )
+
+    @model_validator(mode="after")
+    def _in_proportion(self) -> Self:
+        if self.noise_multiplier and self.clip is None:
+            raise ValueError("noise_multiplier is times clip, which is unset")
+        return self
+
+
 class EvaluationConfig(_Section):
     """When peers evaluate their model; the final model is always evaluated."""
 
     every: int = Field(0, ge=0, description="Steps between evaluations; 0: only at the end.")
+    before_averaging: bool = Field(
+        False,
+        description="In each evaluation also measure the model before it was averaged, as the "
+        "local steps have left it: `before_loss` beside `loss`. Takes a second evaluation.",
+    )
 
 
 class TransportConfig(_Section):
@@ -277,6 +455,43 @@ class CrashFault(_Section):
         return self
 
 
+class StopConfig(_Section):
+    """The end of a run: when it comes, if not after `steps`, and what is made of it."""
+
+    max_hours: float | None = Field(
+        None, gt=0, description="End the run so long after it began. Unset: not by time."
+    )
+    metric: str | None = Field(
+        None,
+        description="A metric of the task, such as loss: end the run when the swarm's mean of it "
+        "gets no better. Needs `evaluation.every`.",
+    )
+    patience: int = Field(
+        3,
+        ge=1,
+        le=MANY,
+        description="Of `metric`: after so many evaluations in a row that are no better than the "
+        "best before them.",
+    )
+    common_model: bool = Field(
+        False,
+        description="After the last step average all models exactly, once, so that every peer ends "
+        "with the same one, and hand it over (see docs/sites.md). Of methods with steps.",
+    )
+    min_peers: int = Field(
+        1,
+        ge=1,
+        le=MANY,
+        description="Of `common_model`: with fewer peers in it, they end with exit code 4.",
+    )
+
+    @model_validator(mode="after")
+    def _in_common(self) -> Self:
+        if self.min_peers > 1 and not self.common_model:
+            raise ValueError("min_peers is of the common model; set common_model = true")
+        return self
+
+
 class FaultsConfig(_Section):
     """Faults to inject, for experiments; seeded by the run's seed."""
 
@@ -314,7 +529,9 @@ class FaultsConfig(_Section):
 class RunConfig(_Section):
     """A run. See docs/config.md for each field."""
 
-    schema_version: Literal[1] = Field(1, description="Of this format.")
+    schema_version: int = Field(
+        SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION, description="Of this format: docs/stability.md."
+    )
     run_id: str = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="Name of the run."
     )
@@ -332,23 +549,40 @@ class RunConfig(_Section):
     data: DataConfig = DataConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    share: ShareConfig = ShareConfig()
     topology: TopologyConfig = TopologyConfig()
     robust: RobustConfig = RobustConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     transport: TransportConfig = TransportConfig()
     coordinator: CoordinatorConfig = CoordinatorConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    stop: StopConfig = StopConfig()
     faults: FaultsConfig = FaultsConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _readable(cls, tree: object) -> object:
+        """First of all: whatever else a newer config has would only be called unknown."""
+        if isinstance(tree, Mapping):
+            require_readable("schema_version", tree.get("schema_version", 1), SCHEMA_VERSION)
+        return tree
 
     @field_validator("run_id", mode="before")
     @classmethod
     def _text(cls, value: object) -> object:
         return str(value) if isinstance(value, int) else value
 
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.stop.metric is not None and not self.evaluation.every:
+            raise ValueError("stop.metric needs evaluations on the way; set evaluation.every")
+        return self
+
     @property
     def shards(self) -> int:
         """Number of data shards: fixed for the whole run, whoever is there."""
-        return self.data.shards or self.peers
+        return self.data.shards or max(1, self.peers - len(set(self.data.forward)))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -366,10 +600,16 @@ class RunConfig(_Section):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def parse(text: str, overrides: Iterable[str] = (), source: str = "run config") -> RunConfig:
+def parse(
+    text: str,
+    overrides: Iterable[str] = (),
+    source: str = "run config",
+    folder: Path | None = None,
+) -> RunConfig:
     """Read TOML text, apply `section.key=value` overrides, validate.
 
-    Raises ConfigError, naming the field, for anything unknown or out of range.
+    A relative `task.file` counts from `folder`, and in an override from the current one. Raises
+    ConfigError, naming the field, for anything unknown or out of range.
     """
     if len(text) > LONGEST:
         problem = f"longer than {LONGEST} characters"
@@ -378,22 +618,36 @@ def parse(text: str, overrides: Iterable[str] = (), source: str = "run config") 
         tree: dict[str, Any] = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also digits without end, and brackets
         raise ConfigError(source, str(error), "not valid TOML", "mend that line") from error
+    if folder is not None:
+        _place_files(tree, folder)
     for override in overrides:
         _apply(tree, override)
+    if folder is not None:
+        _place_files(tree, Path.cwd())
     return validate(tree)
 
 
+def _place_files(tree: Mapping[str, Any], folder: Path) -> None:
+    """Make paths within the config absolute; those that are stay as they are."""
+    task = tree.get("task")
+    if isinstance(task, dict) and isinstance(task.get("file"), str):
+        task["file"] = str(folder.absolute() / task["file"])
+
+
 def load(path: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a run config file (None: all defaults) and apply overrides. Raises ConfigError."""
+    """Read a run config file (None: all defaults) and apply overrides. Raises ConfigError.
+
+    A relative `task.file` counts from the file's folder, and in an override from the current one.
+    """
     if path is None:
-        return parse("", overrides)
+        return parse("", overrides, folder=Path.cwd())
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             "run config", str(path), f"cannot be read ({error})", "check the path"
         ) from error
-    return parse(text, overrides, str(path))
+    return parse(text, overrides, str(path), path.parent)
 
 
 def validate(tree: Mapping[str, Any]) -> RunConfig:
@@ -401,7 +655,7 @@ def validate(tree: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise _first_problem(error) from error
+        raise first_problem(error, RunConfig, "docs/config.md") from error
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -423,32 +677,3 @@ def _toml_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return text  # a bare word is a string
-
-
-def _first_problem(error: ValidationError) -> ConfigError:
-    problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
-    name = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return ConfigError(name, problem["input"], "unknown key", remedy)
-    text = problem["msg"][0].lower() + problem["msg"][1:]
-    value = problem["input"]
-    if isinstance(value, float) and not math.isfinite(value):
-        value = str(value)
-    return ConfigError(name, value, text, "see docs/config.md for what it may be")
-
-
-def _known_keys(section: list[str]) -> list[str]:
-    model: Any = RunConfig
-    for part in section:
-        if not part.isdigit():  # an index into a list of sections
-            model = _section(model.model_fields[part].annotation)
-    return sorted(model.model_fields)
-
-
-def _section(annotation: Any) -> Any:
-    """The section itself, or of a list of sections that of its members."""
-    return next(iter(get_args(annotation)), annotation)

@@ -7,6 +7,7 @@ assertions, and what a remote peer does wrong is a verdict with a counter; neith
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -14,9 +15,11 @@ class ExitCode(IntEnum):
 
     DONE = 0
     DIFFERENT = 1  # a report could not be reproduced
+    FAILED = 1  # a check of `doctor` did
     USAGE = 2  # wrong usage or config
     COULD_NOT_JOIN = 3
     LOST_QUORUM = 4  # lost quorum or timed out
+    NOT_RECORDED = 5  # the site's audit could not be written, so that nothing could be sent
     INTERRUPTED = 130
 
 
@@ -33,13 +36,37 @@ class ConfigError(RelayswarmError):
         self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
         super().__init__(f"{field} = {value!r}: {problem}; {remedy}")
 
-    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """It passes between processes whole."""
         return type(self), (self.field, self.value, self.problem, self.remedy)
 
 
+class LawError(ConfigError):
+    """A run is not as the site's own law demands."""
+
+    exit_code = ExitCode.COULD_NOT_JOIN
+
+
+class AuditError(RelayswarmError):
+    """What leaves could not be recorded, so that nothing may leave."""
+
+    exit_code = ExitCode.NOT_RECORDED
+
+
 class DataError(ConfigError):
     """A data file is missing, truncated or not what it says it is."""
+
+
+class TaskError(ConfigError):
+    """A task's own code is wrong; `place` is FILE:LINE, and comes first in the message."""
+
+    def __init__(self, place: str, field: str, value: object, problem: str, remedy: str) -> None:
+        super().__init__(field, value, problem, remedy)
+        self.place = place
+        self.args = (f"{place}: {self}",)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.place, self.field, self.value, self.problem, self.remedy)
 
 
 class OutOfMemoryError(RelayswarmError):
@@ -50,6 +77,12 @@ class JoinError(RelayswarmError):
     """The coordinator could not be reached or refused this peer; the message says why."""
 
     exit_code = ExitCode.COULD_NOT_JOIN
+
+
+class LeadershipError(RelayswarmError):
+    """Another coordinator leads, or may lead, in place of this one."""
+
+    exit_code = ExitCode.LOST_QUORUM
 
 
 class QuorumError(RelayswarmError):

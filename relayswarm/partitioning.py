@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from relayswarm.errors import ConfigError
+from relayswarm.errors import ConfigError, DataError
 from relayswarm.task import Site
 
 MAX_DRAWS = 2000
@@ -45,9 +45,19 @@ def partition(labels: NDArray[np.integer], site: Site) -> Partition:
     """Cut samples with these class labels, shape (samples,), as `site` says.
 
     Uses the site's shards, seed, alpha (None: even, sizes differ by at most one) and min_samples.
+    Where data are local every shard is all that lies at the site.
     Raises ConfigError, naming the setting to change, when no such cut exists or none was found.
     """
-    needed = site.shards * site.min_samples
+    needed = site.min_samples * (1 if site.is_local else site.shards)
+    if site.is_local and needed > len(labels):
+        raise DataError(
+            "data.min_samples",
+            site.min_samples,
+            f"at this site there are {len(labels)} samples",
+            "lower it, or add samples",
+        )
+    if site.is_local:
+        return Partition((np.arange(len(labels)),) * site.shards)
     if needed > len(labels):
         raise ConfigError(
             "data.shards",

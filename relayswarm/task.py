@@ -2,7 +2,8 @@
 
 A task says which model is trained, on what data, with what loss, and how the result is measured.
 Everything else (who exchanges what with whom, the optimizer, the order of the data, checkpoints)
-is not its business. To write one, derive from `Task` and name the class as an entry point in the
+is not its business. To write one, derive from `Task`, in a file that `task.file` in the run config
+names (`relayswarm new` writes one), or in a package that names the class as an entry point in the
 group `relayswarm.tasks`; `task.name` in the run config then finds it:
 
     class Regression(Task):
@@ -58,7 +59,9 @@ class Site:
     `shard` of `shards` (0 <= shard < shards) is this peer's part. `seed` is the run's: equal on
     all peers, so that all of them cut the data the same way. `alpha` is the Dirichlet parameter
     of the cut (None: even), `min_samples` the size below which no shard may fall. `data_dir` is
-    this machine's data folder, None when the user named none.
+    this machine's data folder, None when the user named none; `peer_id` the peer's name. Where the
+    data are local (`is_local`), all that lies in the folder is this peer's, and nothing is cut: the
+    shard only tells this peer's random numbers from others'.
     """
 
     shard: int = 0
@@ -67,6 +70,8 @@ class Site:
     alpha: float | None = None
     min_samples: int = 1
     data_dir: Path | None = None
+    peer_id: str = ""
+    is_local: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.shard < self.shards:
@@ -155,7 +160,7 @@ class Task(ABC):
         """The optimizer that suits this task: keys of `[optimizer]` in the run config.
 
         What the run config sets goes first. Defaults hold for the optimizer they name: if the
-        config chooses another one, only `schedule` and `warmup_steps` are kept.
+        config chooses another one, only the schedule and the warm-up are kept.
         """
         return {"name": "sgd", "lr": 0.1}
 

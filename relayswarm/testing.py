@@ -26,7 +26,9 @@ def check_algorithm(
 
     - replay: fed the same events, of which only the headers are left, it decides the same;
     - losses: every peer finishes, whether losses are announced or silent;
-    - conservation: what the class declares in `conserves` holds.
+    - conservation: what the class declares in `conserves` holds;
+    - resume: a swarm that is stopped in its middle and goes on from what `state` gave (of
+      `Synchronous`: from `kept`) ends as if it had never been; None promises nothing.
 
     And with `peers` real daemons on loopback that learn the task `quadratics`: they end with the
     simulator's models, bit for bit. A method that draws its partners as time goes by cannot, unless

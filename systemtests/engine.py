@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,12 +62,26 @@ def _answers(environment: dict[str, str]) -> bool:
     return subprocess.run(("docker", "info"), env=environment, capture_output=True).returncode == 0
 
 
-class Compose:
-    """The compose file, with override files, in an engine."""
+STARTED = time.monotonic()
 
-    def __init__(self, environment: dict[str, str], folder: Path, *overrides: str) -> None:
+
+def note(text: str) -> None:
+    """Tell how far it is: this takes minutes."""
+    sys.stderr.write(f"{time.monotonic() - STARTED:6.0f} s  {text}\n")
+
+
+class Compose:
+    """A project of compose files in an engine: by default of a whole swarm, with override files."""
+
+    def __init__(
+        self,
+        environment: dict[str, str],
+        folder: Path,
+        *overrides: str,
+        base: str = "docker-compose.yml",
+    ) -> None:
         self.environment = environment
-        files = ("docker-compose.yml", *overrides)
+        files = (base, *overrides)
         self._files = [word for name in files for word in ("-f", name)]
         self._log = folder / "compose.log"
         plugin = subprocess.run(("docker", "compose", "version"), capture_output=True)
@@ -86,8 +102,9 @@ class Compose:
 
     def containers(self, service: str, *, dead: bool = False) -> list[dict[str, Any]]:
         """What the engine knows of a service's containers."""
-        filters = (f"label=com.docker.compose.project={PROJECT}",)
-        filters += (f"label=com.docker.compose.service={service}",)
+        project = self.environment["COMPOSE_PROJECT_NAME"]
+        labels = {"project": project, "service": service}.items()
+        filters = (f"label=com.docker.compose.{key}={value}" for key, value in labels)
         flags = [word for one in filters for word in ("--filter", one)]
         ids = self.docker("ps", "--quiet", *(["--all"] if dead else []), *flags).split()
         return json.loads(self.docker("inspect", *ids)) if ids else []

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 
 from peer.baseline import first_trainer, train_centralized
 from relayswarm import __version__, config
-from systemtests.engine import BUILD_S, ROOT, Compose, engine, make_base_images
+from systemtests.engine import BUILD_S, ROOT, Compose, engine, make_base_images, note
 from systemtests.prometheus import Prometheus, until
 
 SERVICES = ("coordinator", "peer", "prometheus")
@@ -47,14 +46,6 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         Compose(environment, folder)("build", "coordinator", "peer", timeout_s=BUILD_S)
         note("images are built")
         yield environment
-
-
-STARTED = time.monotonic()
-
-
-def note(text: str) -> None:
-    """Tell how far it is: this takes minutes."""
-    sys.stderr.write(f"{time.monotonic() - STARTED:6.0f} s  {text}\n")
 
 
 def status() -> dict[str, Any]:

@@ -36,8 +36,10 @@ NEEDS_GPU = {"GPU memory"}
 RUNS = {
     # lr is small: nobody is done, nor NaN, before all has been asked
     "relay": ("peers=3", "topology.graph=chain", "transport.deadline_s=2"),
+    "behind": ("peers=2", "topology.graph=chain"),  # a firewall: no peer is scraped
     "pairs": ("peers=2", "algorithm.name=swarmsgd", "transport.wire_format=bfloat16"),
 }
+BEHIND = "behind"
 COMMON = ("steps=1000000", "evaluation.every=20", "checkpoint.every=20", "coordinator.lease_s=3")
 
 
@@ -47,7 +49,7 @@ class Started:
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         self._stack, self._folder = stack, folder
         self.coordinators: list[str] = []
-        self.peers: dict[str, str] = {}
+        self.peers: dict[str, str] = {}  # those that are scraped
         self.processes: dict[str, subprocess.Popen[str]] = {}
 
     def run(self, run_id: str, settings: tuple[str, ...]) -> None:
@@ -61,7 +63,8 @@ class Started:
             process, started = self._start(
                 "peer", "--coordinator", event["address"], "--state-dir", str(state)
             )
-            self.peers[f"{run_id}/{started['peer']}"] = started["metrics_address"]
+            if run_id != BEHIND:
+                self.peers[f"{run_id}/{started['peer']}"] = started["metrics_address"]
             self.processes[f"{run_id}/{started['peer']}"] = process
 
     def _start(self, *arguments: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
@@ -182,7 +185,6 @@ def test_variables_have_values(
     found = variables()
     assert found["run"] == sorted(RUNS)
     assert set(found["coordinator"]) == set(started.coordinators)
-    assert set(found["instance"]) == set(started.peers.values())
     assert found["peer"] == ["peer-0", "peer-1", "peer-2"]
     assert {"accuracy", "loss"} <= set(found["metric"])
 
@@ -232,15 +234,45 @@ def steps_by_peer() -> str:
 
 
 def test_choosing_a_run_leaves_the_others_out(prometheus: Prometheus) -> None:
-    chosen: dict[str, list[str]] = {"run": ["pairs"], "metric": ["loss"]}
+    chosen = choices(prometheus, run=["pairs"], metric=["loss"])
+    assert len(chosen["coordinator"]) == 1
+    assert chosen["peer"] == ["peer-0", "peer-1"]
+    assert len(prometheus.query(filled(steps_by_peer(), chosen))) == 2
+
+
+def choices(prometheus: Prometheus, **chosen: list[str]) -> dict[str, list[str]]:
+    """Values of all variables, when some have been chosen."""
     for one in DASHBOARD["templating"]["list"]:
         match = re.fullmatch(r"label_values\((.*), (\w+)\)", one["query"])
         assert match
         if one["name"] not in chosen:
             chosen[one["name"]] = prometheus.label_values(filled(match[1], chosen), match[2])
-    assert len(chosen["coordinator"]) == 1
+    return chosen
+
+
+def test_peers_that_cannot_be_scraped_are_shown(prometheus: Prometheus) -> None:
+    chosen = choices(prometheus, run=[BEHIND], metric=["loss"])
     assert chosen["peer"] == ["peer-0", "peer-1"]
+    (text,) = (one for title, one, _ in panels() if title == "Evaluation: $metric" and "avg" in one)
+    for expression in (steps_by_peer(), text):
+        until(
+            lambda e=expression: prometheus.query(filled(e, chosen)), "they are shown", PATIENCE_S
+        )
     assert len(prometheus.query(filled(steps_by_peer(), chosen))) == 2
+    until(
+        lambda: prometheus.query(f'relayswarm:steps:rate1m{{run="{BEHIND}"}} > 0'),
+        "they are in the records",
+        PATIENCE_S,
+    )
+
+
+def test_nobody_is_counted_twice(prometheus: Prometheus) -> None:
+    """Of the run `pairs` both peers and coordinator are scraped."""
+    assert len(prometheus.query('relayswarm_member_steps_total{run="pairs"}')) == 2
+    chosen = choices(prometheus, run=["pairs"], metric=["loss"])
+    (watched,) = (one for title, one, _ in panels() if title == "Peers watched")
+    assert [value for _, value in prometheus.query(filled(watched, chosen))] == [2]
+    assert len(prometheus.query('relayswarm:peer_training_loss{run="pairs"}')) == 2
 
 
 def test_the_epochs_are_marked(

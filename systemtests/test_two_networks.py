@@ -21,6 +21,7 @@ import yaml
 
 from relayswarm.net.certificates import make_certificates
 from systemtests.prometheus import until
+from systemtests.switched import inside
 
 ROOT = Path(__file__).parents[1]
 PODS, NODE, OUTSIDE = "rs-pods", "rs-node", "rs-outside"
@@ -36,10 +37,6 @@ pytestmark = pytest.mark.timeout(600)
 
 def ip(*words: str) -> None:
     subprocess.run(("ip", *words), check=True)
-
-
-def inside(namespace: str, *command: str) -> tuple[str, ...]:
-    return ("ip", "netns", "exec", namespace, *command)
 
 
 def node_ports() -> dict[str, int]:

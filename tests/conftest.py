@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
-from collections.abc import Callable
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from relayswarm.net.certificates import make_certificates
 from relayswarm.net.security import Security
+
+ROOT = Path(__file__).parents[1]
 
 # Read by torch when it is imported, and inherited by processes that tests start.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -29,6 +36,21 @@ settings.register_profile("thorough", max_examples=5000, **_COMMON)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "local")
 )
+
+
+@pytest.fixture
+def relayswarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command line in this process, in an empty folder; returns the exit code."""
+    from peer import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(list(arguments))
+        return int(ended.value.code or 0)
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +77,57 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for node_id in node_ids:
         command = f"HYPOTHESIS_PROFILE={profile} .venv/bin/python -m pytest {shlex.quote(node_id)}"
         terminalreporter.write_line(command)
+
+
+# --- programs that a coordinator brings together -----------------------------------------------
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+PATIENCE_S = 600.0  # for a machine that does other things too
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `python ARGUMENTS` in an empty folder; what still runs in the end is killed."""
+    with ExitStack() as running:
+
+        def start(*arguments: str) -> subprocess.Popen[str]:
+            process = running.enter_context(
+                subprocess.Popen(
+                    [sys.executable, *arguments],
+                    cwd=tmp_path,
+                    env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            running.callback(process.kill)
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def coordinator(start: Start) -> Callable[..., tuple[str, IO[str]]]:
+    """Starts the coordinator of a run with these settings; returns its address, and its events."""
+
+    def coordinator(*settings: str) -> tuple[str, IO[str]]:
+        given = [word for setting in settings for word in ("--set", setting)]
+        process = start(
+            *("-m", "peer.cli", "coordinator", "--listen", "127.0.0.1:0", "--json"), *given
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if (found := re.search(r'"address": "([^"]+)"', line)) is not None:
+                return found[1], process.stdout
+        raise AssertionError("the coordinator did not start")
+
+    return coordinator
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What a program printed, which has to end well."""
+    output, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, (output, errors)
+    return output

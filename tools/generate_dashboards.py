@@ -33,16 +33,25 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 TARGET = Path(__file__).parents[1] / "deploy/grafana/dashboards/swarm.json"
 PROMETHEUS = DataSourceRef(type_val="prometheus", uid="prometheus")
 
-# What the variables chose, in the words of queries: processes, for only `info` knows run and peer.
-PEERS = 'instance=~"$instance"'
+# What the variables chose, in the words of queries. Of a peer's own metrics only `info` knows run
+# and peer; those that the coordinator passes on (`relayswarm_member_*`) have both.
+PEERS = 'run=~"$run", peer=~"$peer"'
+INFO = f"on (instance) group_left (run, peer) relayswarm_peer_info{{{PEERS}}}"
 COORDINATOR = 'instance=~"$coordinator"'
 METRIC = 'metric="$metric"'
 RATE = "[$__rate_interval]"
 
 
-def peer(name: str, *matchers: str) -> str:
-    """A peer's metric, of the peers that are chosen."""
-    return f"relayswarm_peer_{name}{{{', '.join((PEERS, *matchers))}}}"
+def peer(name: str, *matchers: str, rated: bool = False) -> str:
+    """A peer's metric, of the peers that are chosen: as read at the peer itself, or where that
+    cannot be reached as the coordinator tells it. `rated`: how much of it comes in a second."""
+    full = name if name.startswith("process_") else f"relayswarm_peer_{name}"
+    full = f"relayswarm_{name}" if name.startswith("exchanges") else full
+    own = f"{full}{{{', '.join(matchers)}}}" if matchers else full
+    told = f"relayswarm_member_{name}{{{', '.join((PEERS, *matchers))}}}"
+    if rated:
+        own, told = rate(own), rate(told)
+    return f"({own} * {INFO} or on (run, peer) {told})"
 
 
 def coordinator(name: str, *matchers: str) -> str:
@@ -53,11 +62,6 @@ def coordinator(name: str, *matchers: str) -> str:
 def rate(series: str) -> str:
     """How much of it comes in a second."""
     return f"rate({series}{RATE})"
-
-
-def named(expression: str) -> str:
-    """With the label `peer` in the place of a process's address."""
-    return f"({expression}) * on (instance) group_left (peer) relayswarm_peer_info"
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,14 @@ OVERVIEW = Row(
         number(
             "Step", "Of the slowest member.", f"min({coordinator('member_step_min')})", unit="none"
         ),
-        number("Steps a second", "Of all peers together.", f"sum({rate(peer('steps_total'))})"),
-        number("Peers in reach", "That Prometheus could scrape.", f"sum(up{{{PEERS}}})"),
+        number(
+            "Steps a second", "Of all peers together.", f"sum({peer('steps_total', rated=True)})"
+        ),
+        number(
+            "Peers watched",
+            "That Prometheus scrapes, or the coordinator tells of.",
+            f"count({peer('info')})",
+        ),
         number(
             "Alerts",
             "That fire now.",
@@ -117,7 +127,7 @@ OVERVIEW = Row(
         Panel(
             "Steps",
             "Steps done by each peer.",
-            {"{{peer}}": named(peer("step"))},
+            {"{{peer}}": peer("step")},
             unit="none",
         ),
         Panel(
@@ -140,7 +150,7 @@ CONVERGENCE = Row(
         Panel(
             "Consensus distance",
             "How far each peer's model is from the mean of those that came in.",
-            {"{{peer}}": named(peer("consensus_distance"))},
+            {"{{peer}}": peer("consensus_distance")},
             log=True,
         ),
         band(
@@ -152,7 +162,7 @@ CONVERGENCE = Row(
         Panel(
             "The swarm's mean: $metric",
             "The weighted mean of an evaluation over the swarm, as peers know it.",
-            {"{{peer}}": named(peer("swarm_metric", METRIC))},
+            {"{{peer}}": peer("swarm_metric", METRIC)},
             repeat="metric",
         ),
     ],
@@ -175,26 +185,28 @@ AVERAGING = Row(
             "Messages missed",
             "The part of the neighbours' messages that steps went without.",
             {
-                "{{peer}}": named(
-                    f"{rate(peer('messages_missed_total'))}"
-                    f" / ({rate(peer('messages_expected_total'))} > 0)"
-                )
+                "{{peer}}": f"{peer('messages_missed_total', rated=True)}"
+                f" / on (run, peer) ({peer('messages_expected_total', rated=True)} > 0)"
             },
             unit="percentunit",
         ),
         Panel(
             "Messages refused",
             "On arrival, by verdict.",
-            {"{{reason}}": f"sum by (reason) ({rate(peer('messages_refused_total'))})"},
+            {"{{reason}}": f"sum by (reason) ({peer('messages_refused_total', rated=True)})"},
             unit="cps",
         ),
         Panel(
             "Messages dropped, sent again, used late",
             "Dropped: received, but of no use. Sent again: by what was answered.",
             {
-                "dropped: {{reason}}": f"sum by (reason) ({rate(peer('messages_dropped_total'))})",
-                "again: {{reason}}": f"sum by (reason) ({rate(peer('messages_retried_total'))})",
-                "late": f"sum({rate(peer('messages_used_late_total'))})",
+                "dropped: {{reason}}": "sum by (reason) ("
+                + peer("messages_dropped_total", rated=True)
+                + ")",
+                "again: {{reason}}": "sum by (reason) ("
+                + peer("messages_retried_total", rated=True)
+                + ")",
+                "late": f"sum({peer('messages_used_late_total', rated=True)})",
             },
             unit="cps",
         ),
@@ -203,7 +215,7 @@ AVERAGING = Row(
             "How exchanges ended, by who averaged; of pairwise methods only.",
             {
                 "{{role}}: {{outcome}}": "sum by (role, outcome) ("
-                + rate(f"relayswarm_exchanges_total{{{PEERS}}}")
+                + peer("exchanges_total", rated=True)
                 + ")"
             },
             unit="cps",
@@ -223,7 +235,7 @@ TRAFFIC = Row(
         Panel(
             "Sent",
             "By wire format.",
-            {"{{format}}": f"sum by (format) ({rate(peer('sent_bytes_total'))})"},
+            {"{{format}}": f"sum by (format) ({peer('sent_bytes_total', rated=True)})"},
             unit="Bps",
         ),
         Panel(
@@ -235,7 +247,7 @@ TRAFFIC = Row(
         Panel(
             "Received",
             "By each peer.",
-            {"{{peer}}": named(rate(peer("received_bytes_total")))},
+            {"{{peer}}": peer("received_bytes_total", rated=True)},
             unit="Bps",
         ),
         Panel(
@@ -246,7 +258,7 @@ TRAFFIC = Row(
                 + rate(coordinator("joins_refused_total"))
                 + ")",
                 "call of a peer: {{reason}}": "sum by (reason) ("
-                + rate(peer("calls_denied_total"))
+                + peer("calls_denied_total", rated=True)
                 + ")",
                 "call of the coordinator: {{reason}}": "sum by (reason) ("
                 + rate(coordinator("calls_denied_total"))
@@ -265,7 +277,7 @@ TIME = Row(
             text,
             {
                 "{{le}}": "sum by (le) ("
-                + rate(peer("step_seconds_bucket", f'phase="{phase}"'))
+                + peer("step_seconds_bucket", f'phase="{phase}"', rated=True)
                 + ")"
             },
             unit="s",
@@ -285,7 +297,7 @@ RESOURCES = Row(
             "Processor",
             "Cores used by each process.",
             {
-                "{{peer}}": named(rate(f"process_cpu_seconds_total{{{PEERS}}}")),
+                "{{peer}}": peer("process_cpu_seconds_total", rated=True),
                 "coordinator": rate(f"process_cpu_seconds_total{{{COORDINATOR}}}"),
             },
         ),
@@ -293,7 +305,7 @@ RESOURCES = Row(
             "Memory",
             "Resident, of each process.",
             {
-                "{{peer}}": named(f"process_resident_memory_bytes{{{PEERS}}}"),
+                "{{peer}}": peer("process_resident_memory_bytes"),
                 "coordinator": f"process_resident_memory_bytes{{{COORDINATOR}}}",
             },
             unit="bytes",
@@ -310,7 +322,7 @@ RESOURCES = Row(
         Panel(
             "GPU memory",
             "Of peers that train on a GPU.",
-            {"{{peer}}: {{kind}}": named(peer("gpu_memory_bytes"))},
+            {"{{peer}}: {{kind}}": peer("gpu_memory_bytes")},
             unit="bytes",
         ),
     ],
@@ -318,12 +330,16 @@ RESOURCES = Row(
 
 ROWS = (OVERVIEW, CONVERGENCE, AVERAGING, TRAFFIC, TIME, RESOURCES)
 
+BOTH = "relayswarm_(peer|member)"
 VARIABLES = (
     ("run", "Run", "label_values(relayswarm_coordinator_info, run)"),
     ("coordinator", "", 'label_values(relayswarm_coordinator_info{run=~"$run"}, instance)'),
-    ("peer", "Peer", 'label_values(relayswarm_peer_info{run=~"$run"}, peer)'),
-    ("instance", "", 'label_values(relayswarm_peer_info{run=~"$run", peer=~"$peer"}, instance)'),
-    ("metric", "Metric", "label_values(relayswarm_peer_evaluation, metric)"),
+    (
+        "peer",
+        "Peer",
+        f'label_values({{__name__=~"{BOTH}_info", run=~"$run"}}, peer)',
+    ),
+    ("metric", "Metric", f'label_values({{__name__=~"{BOTH}_evaluation"}}, metric)'),
 )
 """Name, label (none: hidden, follows from others) and query."""
 

@@ -2,7 +2,8 @@
 
 A table stands between `<!-- table: KIND NAME -->` and `<!-- end -->`. `options COMMAND` comes from
 the command line itself, `metrics PROCESS` from the process's Prometheus registry, `algorithms all`
-from the registry of algorithms and their docstrings; the text around tables is written by hand.
+from the registry of algorithms and their docstrings, `tasks KIND` likewise from that of tasks,
+`mutants PART` from the list of mutants; the text around tables is written by hand.
 """
 
 from __future__ import annotations
@@ -19,19 +20,25 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import mutants
 from prometheus_client import CollectorRegistry
+from pydantic import BaseModel
 from typer.models import ArgumentInfo, OptionInfo
 
 from coordinator.conductor import Conductor
+from coordinator.member_metrics import FAMILIES, PREFIX, Family, FamilyKind
 from coordinator.metrics import Metrics
 from coordinator.store import Store
 from peer.algorithms import ALGORITHMS
 from peer.cli import COMMANDS
 from peer.metrics import PeerMetrics
-from relayswarm.config import RunConfig
+from peer.tasks.registry import BUILT_IN, load_task
+from peer.training.optimizer import resolve
+from relayswarm.config import OptimizerConfig, RunConfig, TaskConfig
+from relayswarm.task import Task
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-FILES = ("commands.md", "concepts.md", "metrics.md")
+FILES = ("commands.md", "concepts.md", "mechanisms.md", "metrics.md", "tasks.md")
 _TABLE = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -48,6 +55,10 @@ def _make(kind: str, name: str) -> str:
             return metrics_table(name)
         case "algorithms":
             return algorithms_table()
+        case "mutants":
+            return mutants.table(name)
+        case "tasks":
+            return task_options_table() if name == "options" else task_optimizers_table()
     raise KeyError(f"table {kind}")
 
 
@@ -129,13 +140,50 @@ def _toml(value: Any) -> str:
     return "unset" if value is None else json.dumps(value)
 
 
+def task_options_table() -> str:
+    """Built-in tasks by name: what their classes say of themselves, and options with defaults."""
+    rows = [
+        (f"`{name}`", _first_line(kind), _fields_of(kind.Options))
+        for name, kind in _tasks().items()
+    ]
+    return _table(("task", "what is learnt", "options and defaults"), rows)
+
+
+def task_optimizers_table() -> str:
+    """What each built-in task has in `[optimizer]`, where its options are not set."""
+    rows = []
+    for name, kind in _tasks().items():
+        settings = resolve(OptimizerConfig(), kind({}).optimizer_defaults())
+        rows.append((f"`{name}`", settings.describe(None)))
+    return _table(("task", "optimizer"), rows)
+
+
+def _tasks() -> dict[str, type[Task]]:
+    return {name: type(load_task(TaskConfig(name=name))) for name in sorted(BUILT_IN)}
+
+
+def _fields_of(options: type[BaseModel]) -> str:
+    fields = options.model_fields.items()
+    return ", ".join(f"`{name} = {_toml(field.default)}`" for name, field in fields) or "none"
+
+
 def metrics_table(process: str) -> str:
-    """Metrics of a `peer` or the `coordinator`, in the order in which they are registered."""
+    """Metrics of a `peer` or the `coordinator`, in the order in which they are registered; those of
+    a `member` are what the coordinator passes on."""
+    if process == "member":
+        return _table(("metric", "type", "labels"), _member_rows())
     rows = [
         (f"`{family.name}{'_total' * (family.type == 'counter')}`", family.type, labels, help_text)
         for family, labels, help_text in _families(_registry(process))
     ]
     return _table(("metric", "type", "labels", "meaning"), rows)
+
+
+def _member_rows() -> Iterator[tuple[str, str, str]]:
+    for family in (Family("info", FamilyKind.GAUGE), *FAMILIES.values()):
+        name = f"{PREFIX}{family.name}{'_total' * (family.kind is FamilyKind.COUNTER)}"
+        labels = ", ".join(f"`{label}`" for label in ("run", "peer", *family.labels))
+        yield f"`{name}`", family.kind.value, labels
 
 
 def _registry(process: str) -> CollectorRegistry:
@@ -148,7 +196,7 @@ def _families(registry: CollectorRegistry) -> Iterator[tuple[Any, str, str]]:
     """Our own, with their labels; those of the process as such are prometheus_client's."""
     for collector in list(registry._collector_to_names):
         for family in collector.collect():
-            if family.name.startswith("relayswarm_"):
+            if family.name.startswith("relayswarm_") and not family.name.startswith(PREFIX):
                 labels: Sequence[str] = getattr(collector, "_labelnames", ())
                 yield family, ", ".join(f"`{name}`" for name in labels), family.documentation
 

@@ -128,6 +128,7 @@ class _Steps:
         models: Tensor,
         momenta: Tensor | None = None,  # noqa: ARG002
         local_steps: range | None = None,  # noqa: ARG002
+        at: int | None = None,  # noqa: ARG002
     ) -> list[float]:
         self._update(peers, step, lr_scale, models)
         return [0.0] * len(peers)

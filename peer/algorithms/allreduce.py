@@ -5,6 +5,8 @@
     down    every peer passes the mean on to its children
     x <- mean                            x_half = x + u (local steps): `local-sgd` if there are many
 
+Peers that do not weigh the same send w_i x_half, and the root divides by W, the sum of all weights.
+
 The root is the centroid of the tree, which every peer finds by itself: a neighbour is the parent if
 more than half of all peers are behind its edge (or half, and it is the lower of the two). On two
 trees each half of the model has a root of its own.
@@ -62,6 +64,7 @@ class AllReduce(Synchronous):
 
     name = "allreduce"
     conserves = Conserved.MEAN
+    weighs = True
     kind = Kind.RELAY  # up: a sum of models; down: their mean, with the count of all
 
     def __init__(self, run: Run, options: Options | None = None) -> None:
@@ -81,14 +84,15 @@ class AllReduce(Synchronous):
     def judge(self, view: View, head: Head) -> Verdict:
         if head.tree >= len(view.trees) or head.sender not in view.trees[head.tree]:
             return Verdict.NOT_A_NEIGHBOUR
-        down = head.sender == _parent(view, head.tree)
+        down = head.sender == parent_of(view, head.tree)
         whole = view.n if down else view.trees[head.tree][head.sender]
-        return Verdict.ACCEPTED if head.lost or head.count == whole else Verdict.BAD_COUNT
+        fits = head.count == whole and (down or view.can_weigh(head))
+        return Verdict.ACCEPTED if head.lost or fits else Verdict.BAD_COUNT
 
     def patience_s(self, edge: Edge) -> float:
         tree, j = edge
         levels, behind = self._view.diameter, self._view.trees[tree][j]
-        is_parent = j == _parent(self._view, tree)
+        is_parent = j == parent_of(self._view, tree)
         return super().patience_s(edge) * (levels + 1 if is_parent else max(min(behind, levels), 1))
 
     def _jump_ahead(self) -> None:
@@ -96,15 +100,15 @@ class AllReduce(Synchronous):
         may have closed the round of its sum."""
         above, below = [self._step - 1], [self._step]
         for (tree, j), slot in self._slots.items():
-            (above if j == _parent(self._view, tree) else below).append(slot.seen[0])
+            (above if j == parent_of(self._view, tree) else below).append(slot.seen[0])
         self._rejoins = max(below) > self._step
         closed = max(*above, *below) if self._rejoins else max(above)
-        self._step = min(closed + 1, self.run.total_steps - 1)
+        self._step = max(self._step, min(closed + 1, self.run.total_steps - 1))
 
-    def _gone(self, peer: PeerId, head: Head | None) -> list[Effect]:
+    def _gone(self, peer: PeerId, head: Head | None, now: float) -> list[Effect]:
         if head and self.admit(head) is Verdict.ACCEPTED:
             self._slot((head.tree, head.sender)).heard(label_of(head), self._due)
-        return super()._gone(peer, head)
+        return super()._gone(peer, head, now)
 
     def least_patience_s(self) -> float:
         return min(map(self.patience_s, self._awaited()), default=self.patience.deadline_s)
@@ -130,7 +134,7 @@ class AllReduce(Synchronous):
 
     def _ready(self, tree: int) -> Iterator[Send]:
         view, awaited = self._view, self._awaited()
-        parent, children = _parent(view, tree), _children(view, tree)
+        parent, children = parent_of(view, tree), children_of(view, tree)
         reduced = not any((tree, child) in awaited for child in children)
         if parent and reduced and self._once(tree, up=True):
             yield self._message(parent, tree, _sum(view, tree, self._came))
@@ -138,18 +142,20 @@ class AllReduce(Synchronous):
         if known and self._once(tree, up=False):
             mean = _mean(view, tree, self._came)
             for child in children:
-                yield self._message(child, tree, (mean, view.n) if mean else None)
+                whole = (mean, view.n, view.total_weight) if mean else None
+                yield self._message(child, tree, whole)
 
     def _once(self, tree: int, *, up: bool) -> bool:
         is_new = (tree, up) not in self._passed
         self._passed.add((tree, up))
         return is_new
 
-    def _message(self, to: PeerId, tree: int, content: tuple[Lin, Coef] | None) -> Send:
+    def _message(self, to: PeerId, tree: int, content: Content | None) -> Send:
         if content is None:
             return Send(to, replace(self.head(0, tree=tree), lost=True), ())
-        lin, count = content
-        return Send(to, self.head(count, tree=tree), (lin,))
+        lin, count, weight = content
+        weight = weight if self._view.weights else 1
+        return Send(to, self.head(count, tree=tree, weight=weight), (lin,))
 
     def _came(self, edge: Edge) -> Received | None:
         return None if self._rejoins else self._slot(edge).held.get(self._due)
@@ -179,26 +185,30 @@ class LocalSGD(AllReduce):
 
 
 Came: TypeAlias = Callable[[Edge], Received | None]
+Content: TypeAlias = tuple[Lin, Coef, Coef]
+"""Of a message: the vector, how many models are in it, and what they weigh."""
 
 
-def _sum(view: View, tree: int, came: Came) -> tuple[Lin, Coef] | None:
-    """The sum of the models from here down and their number; None if one is missing."""
-    parts = [came((tree, child)) for child in _children(view, tree)]
+def _sum(view: View, tree: int, came: Came) -> Content | None:
+    """The sum of the models from here down; None if one is missing."""
+    parts = [came((tree, child)) for child in children_of(view, tree)]
     sums = [received for received in parts if received]
     if len(sums) < len(parts):
         return None
-    terms = ((1, received.messages[0]) for received in sums)
-    return Lin(((1, X), *terms)), 1 + sum(received.head.count for received in sums)
+    own = ((view.weight, X),) if view.weight else ()
+    lin = Lin((*own, *((1, received.messages[0]) for received in sums)))
+    weight = view.weight + sum(view.weight_of(received.head) for received in sums)
+    return lin, 1 + sum(received.head.count for received in sums), weight
 
 
 def _mean(view: View, tree: int, came: Came) -> Lin | None:
-    """The mean of all models; None if the round is incomplete."""
-    parent = _parent(view, tree)
+    """The mean of all models; None if the round is incomplete, or nothing weighs anything."""
+    parent = parent_of(view, tree)
     if parent:
         received = came((tree, parent))
         return Lin(((1, received.messages[0]),)) if received else None
     total = _sum(view, tree, came)
-    return Lin(total[0].terms, view.n) if total else None
+    return Lin(total[0].terms, view.total_weight) if total and view.total_weight else None
 
 
 def _distance(mean: Lin, tree: int) -> Observe:
@@ -207,7 +217,7 @@ def _distance(mean: Lin, tree: int) -> Observe:
     return Observe("consensus_distance", Lin(((mean.divisor, X), *negated), mean.divisor), tree)
 
 
-def _parent(view: View, tree: int) -> PeerId | None:
+def parent_of(view: View, tree: int) -> PeerId | None:
     """The neighbour on the way to the root, None at the root."""
     for j, behind in view.trees[tree].items():
         lower = peer_order(j) < peer_order(view.me)
@@ -216,5 +226,5 @@ def _parent(view: View, tree: int) -> PeerId | None:
     return None
 
 
-def _children(view: View, tree: int) -> list[PeerId]:
-    return [j for j in view.trees[tree] if j != _parent(view, tree)]
+def children_of(view: View, tree: int) -> list[PeerId]:
+    return [j for j in view.trees[tree] if j != parent_of(view, tree)]

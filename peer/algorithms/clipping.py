@@ -7,8 +7,9 @@ than its weight times tau. Here a message m of c models is taken for
     c (x + clip(m / c - x, tau))
 
 with x this peer's own vector at that moment: for gossip and pairs c is 1, for the sums of RelaySGD
-it is their count. So a sum moves a peer by no more than c tau / n, on each of two trees, and is
-held in the same way when it is relayed. One that is near enough is used as it is, bit for bit.
+it is their count, or what the models in them weigh. So a sum moves a peer by no more than
+c tau / n, on each of two trees, and is held in the same way when it is relayed. One that is near
+enough is used as it is, bit for bit.
 
 The core does no arithmetic: a method says which messages are held (`clipped`), and the driver
 measures the distance and writes the combination out (`plain`).
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from peer.algorithms.core import Coef, Kind, Lin, Message, Reg
+from peer.algorithms.core import Coef, Lin, Message, Reg
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,7 @@ class Clipped(Message):
 
     center: Reg = field(kw_only=True)
     radius: Coef = field(kw_only=True)
-
-    @property
-    def models(self) -> Coef:
-        """c, how many models are summed in it."""
-        return self.head.count if self.head.kind is Kind.RELAY else 1
+    models: Coef = field(kw_only=True)  # c, how many are summed in it
 
     @property
     def difference(self) -> Lin:
@@ -40,11 +37,12 @@ class Clipped(Message):
         return Lin(((1, self), (-self.models, self.center)), self.models)
 
 
-def clipped(message: Message, center: Reg, radius: Coef | None) -> Message:
-    """The message, held to `radius` from `center`; without a radius as it is."""
+def clipped(message: Message, center: Reg, radius: Coef | None, models: Coef = 1) -> Message:
+    """The message, a sum of so many `models`, held to `radius` from `center`, if there is one."""
     if radius is None:
         return message
-    return Clipped(message.head, message.section, message.payload, center=center, radius=radius)
+    head, section, payload = message.head, message.section, message.payload
+    return Clipped(head, section, payload, center=center, radius=radius, models=models)
 
 
 def plain(lin: Lin, norm: Callable[[Lin], float]) -> Lin:

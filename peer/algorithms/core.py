@@ -22,6 +22,9 @@ from typing import Any, ClassVar, TypeAlias
 PeerId: TypeAlias = str
 Coef: TypeAlias = int | float | Fraction
 
+ROUNDING = 1e-9
+"""Relative difference between two sums of the same weights that may be rounding."""
+
 LIVE = "x"
 """The register of the live model: the flat vector whose views are the parameters in training."""
 
@@ -89,6 +92,25 @@ class Epoch:
 
 
 @dataclass(frozen=True, slots=True)
+class Mean:
+    """The mean of some peers' models, with which a run ends: see `common_model`.
+
+    It is told by the epoch in which it was formed, of all `members` of that. `weights` says what
+    their models weigh, and is empty where all weigh the same. In a header both are left out where
+    the receiver's epoch is that one.
+    """
+
+    epoch: Epoch
+    members: tuple[PeerId, ...] = field(default=(), compare=False)
+    weights: Mapping[PeerId, Coef] = field(default_factory=dict, compare=False)
+
+    @property
+    def n(self) -> int:
+        """How many models are in it, whatever they weigh."""
+        return len(self.members)
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
     """The header of a message: everything an algorithm may know about it."""
 
@@ -100,10 +122,12 @@ class Head:
     round: int = 0
     tree: int = 0
     count: Coef = 0  # models summed in this message
-    weight: Coef = 1  # push-sum weight travelling with the vector
+    weight: Coef = 1  # of the models in a sum, where they do not weigh the same; push-sum weight
     lost: bool = False  # header without payload: an announced (known) loss, or a refusal
+    left: bool = False  # and of all that is not there yet: the sender has gone on to a later epoch
     exchange: int = 0  # number of a pairwise exchange, per initiator
     metrics: tuple[str, ...] = ()  # whose sums are in it, one section each
+    mean: Mean | None = None  # that the message carries, or tells of
 
     @property
     def ordinal(self) -> int:
@@ -147,7 +171,9 @@ class View:
     `trees[k]` maps each neighbour in tree k, in visiting order, to the number of peers behind
     that edge; with two trees, tree 0 carries coordinates [0, ceil(d/2)) and tree 1 the rest.
     `neighbours` are the neighbours in the communication graph, for gossip and pairwise methods;
-    `mixing` is this peer's row of the mixing matrix, itself included.
+    `mixing` is this peer's row of the mixing matrix, itself included. `weights` says what each
+    member's model weighs, and `weight_behind`, laid out like `trees`, what all weigh together that
+    are behind an edge; both are empty where all weigh the same.
     """
 
     epoch: Epoch
@@ -159,11 +185,38 @@ class View:
     mixing: Mapping[PeerId, Coef] = field(default_factory=dict)
     lr_scale: Coef = 1
     diameter: int = 0
+    layout: int = 0  # tells one topology from another, whatever epoch and lives it is of
+    resumes: bool = False  # all go on from their checkpoints of `effective_step`
+    weights: Mapping[PeerId, Coef] = field(default_factory=dict)
+    weight_behind: tuple[Mapping[PeerId, Coef], ...] = ()
 
     @property
     def n(self) -> int:
         """Swarm size of this epoch."""
         return len(self.members)
+
+    @property
+    def weight(self) -> Coef:
+        """w, what this peer's model weighs; 1 where all weigh the same."""
+        return self.weights[self.me] if self.weights else 1
+
+    @property
+    def total_weight(self) -> Coef:
+        """W, what all models weigh together; n where they weigh the same. Added in visiting order,
+        so that all peers come to the same bits."""
+        return sum(self.weights.values()) if self.weights else self.n
+
+    def weight_of(self, head: Head) -> Coef:
+        """What the models in a relayed sum weigh together."""
+        return head.weight if self.weights else head.count
+
+    def can_weigh(self, head: Head) -> bool:
+        """Whether the models in a relayed sum can weigh what its header says. A sum of weights may
+        come out in another order than the coordinator's: see `ROUNDING`."""
+        if not self.weights:
+            return True
+        most = self.weight_behind[head.tree][head.sender]
+        return 0 <= head.weight <= most * (1 + ROUNDING)
 
 
 class OptionError(ValueError):
@@ -239,7 +292,8 @@ class Train:
     momentum); None leaves momentum to the optimizer. `local_steps` numbers the optimizer steps to
     take, counted over the whole run; None means as many as the run config says. With `budget_s`
     they are more than anybody takes: local steps go on until so many seconds have passed, so that
-    there is at least one, and `Trained` says how many there were.
+    there is at least one, and `Trained` says how many there were. The rate is that of `step` in the
+    schedule, unless whoever drives the algorithm says `at` which place it is (see `peer.pace`).
     """
 
     step: int
@@ -247,6 +301,12 @@ class Train:
     momentum: Reg | None = None
     local_steps: range | None = None
     budget_s: float = 0.0
+    at: int | None = None
+
+    @property
+    def place(self) -> int:
+        """In the schedule."""
+        return self.step if self.at is None else self.at
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +413,15 @@ Effect: TypeAlias = (
 
 
 @dataclass(frozen=True, slots=True)
+class CoreState:
+    """An algorithm's memory besides its registers, at the beginning of a step: JSON values, and the
+    messages that it has used and still needs."""
+
+    values: Mapping[str, Any]
+    received: tuple[Received, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """What an algorithm is told about the run besides its own options."""
 
@@ -391,6 +460,7 @@ class Algorithm(ABC):
     sections: ClassVar[int] = 1  # vectors in each of its messages
     conserves: ClassVar[Conserved | None] = None
     clips: ClassVar[bool] = False  # whether it heeds `Run.clip`
+    weighs: ClassVar[bool] = False  # whether it heeds `View.weights`
     Options: ClassVar[type[Any]] = NoOptions
 
     @property
@@ -418,6 +488,25 @@ class Algorithm(ABC):
     def exchanges(self) -> Mapping[tuple[str, str], int]:
         """How many pairwise exchanges ended so far: by (role of this peer, who averaged)."""
         return {}
+
+    def stop_before(self, step: int) -> None:  # noqa: B027
+        """The run ends before this step, if it would not have ended sooner: a method with steps
+        takes none from there on. Others go on to their end."""
+
+    def farewells(self) -> list[Send]:
+        """Announcements that nothing more comes from this peer in the epochs that it knows: another
+        algorithm takes its place in the same life."""
+        return []
+
+    def state(self) -> CoreState | None:
+        """What a whole swarm that was stopped needs of this peer to go on as if it had never been,
+        besides the registers: asked while a step's `Train` is performed. None: it cannot."""
+        return None
+
+    def resume(self, state: CoreState) -> None:  # noqa: ARG002
+        """Before the first view, which `resumes`: go on from that state. Raises LookupError,
+        TypeError or ValueError if it is none."""
+        raise ValueError(f"{self.name} cannot go on from a state")
 
     def period(self) -> int | None:
         """A promise: from here on the effects repeat after so many steps, but for step numbers, and

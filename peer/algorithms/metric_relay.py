@@ -19,7 +19,7 @@ is told again: of two messages of one evaluation the one with more peers holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -83,7 +83,8 @@ class SwarmMean:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Send these sums to a neighbour; `head.metrics` are their names, in order."""
+    """Send these sums to a neighbour; `head.metrics` are their names, in order. If there are none,
+    say so as if they were lost: then they are not waited for."""
 
     to: PeerId
     head: Head
@@ -155,9 +156,13 @@ class MetricRelay:
         self._at(step).own = self._measured[step]
         return self._advance(step)
 
-    def measured(self, step: int, values: Mapping[str, Measurement]) -> list[Effect]:
-        """This peer has evaluated its model; older evaluations that it has not made are skipped."""
+    def measured(
+        self, step: int, values: Mapping[str, Measurement], withheld: Iterable[str] = ()
+    ) -> list[Effect]:
+        """This peer has evaluated its model; older evaluations that it has not made are skipped.
+        What is withheld is passed on for others, and nothing of this peer's added to it."""
         own = {name: Sum(w * v, w, 1) for name, (v, w) in values.items()}
+        own |= {name: Sum(0, 0, 0) for name in withheld}
         dropped = self._learn_names(frozenset(own))
         newest = sorted({*self._measured, step})[-KEPT:]
         self._measured = {s: own if s == step else self._measured[s] for s in newest}
@@ -264,7 +269,7 @@ class MetricRelay:
     def _learn(self, step: int, evaluation: _Evaluation) -> None:
         peers = evaluation.peers
         before = (self.known.step, self.known.peers) if self.known else (-1, 0)
-        if self._names and peers and (step, peers) > before:
+        if self._measured and peers and (step, peers) > before:
             self.known = SwarmMean(step, peers, evaluation.sums(self._behind))
 
     def _awaited(self, step: int) -> set[PeerId]:

@@ -10,6 +10,11 @@ neighbours a step before, together with the number of models in it:
     line 10  x <- (x_half + sum_j m_{j->i}) / n_bar            fallback "counts"
     eq. 1    x <- (x_half + sum_j m_{j->i} + (n - n_bar) x) / n   fallback "previous"
 
+Peers that do not weigh the same relay w_i x_half, and W and w_bar take the place of n and n_bar:
+
+    line 10  x <- (w_i x_half + sum_j m_{j->i}) / w_bar
+    eq. 1    x <- (w_i x_half + sum_j m_{j->i} + (W - w_bar) x) / W
+
 How sums travel (lines 5 to 9), and what a lost message does, is in `relaying`, which other methods
 share. A model that travelled h hops is max(h - 1, 0) steps old; two peers are exact all-reduce.
 With `overlap` a message sent in step t is used in step t+1, the form of the paper's analysis: the
@@ -80,25 +85,32 @@ class RelaySGD(Relaying):
         settled = self.view.lr_scale == 1 or self.steps_in_epoch() > self.view.diameter
         return 1 if settled else None
 
-    def own(self) -> Terms:
-        return ((1, X),)  # x_half
+    def own(self, view: View) -> Terms:
+        w = view.weight
+        return ((w, X),) if w else ()  # w x_half
 
     def sum_in(self, received: Received) -> Message:
-        return clipped(received.messages[0], X, self.run.clip)
+        if self.run.clip is None:
+            return received.messages[0]
+        weight = self._view.weight_of(received.head)
+        return clipped(received.messages[0], X, self.run.clip, weight)
 
-    def average(self, view: View, tree: int, n_bar: Coef) -> list[Effect]:
-        return [*self._distance(tree, n_bar), Set(X, self._mean(view, tree, n_bar), tree)]
+    def average(self, view: View, tree: int, w_bar: Coef) -> list[Effect]:
+        means = [Set(X, mean, tree) for mean in self._mean(view, tree, w_bar)]
+        return [*self._distance(view, tree, w_bar), *means]
 
-    def _mean(self, view: View, tree: int, n_bar: Coef) -> Lin:
-        terms = (*self.own(), *self.came(tree))
+    def _mean(self, view: View, tree: int, w_bar: Coef) -> list[Lin]:
+        """Nothing, where no model that is known weighs anything: x stays as it is."""
+        terms, total = (*self.own(view), *self.came(tree)), view.total_weight
         if self.options.fallback == "counts":
-            return Lin(terms, divisor=n_bar)  # line 10 as printed
-        missing = view.n - n_bar
-        return Lin((*terms, (missing, PREVIOUS)) if missing else terms, divisor=view.n)  # eq. 1
+            return [Lin(terms, divisor=w_bar)] if w_bar else []  # line 10 as printed
+        missing = total - w_bar
+        return [Lin((*terms, (missing, PREVIOUS)) if missing else terms, total)] if total else []
 
-    def _distance(self, tree: int, n_bar: Coef) -> list[Effect]:
+    def _distance(self, view: View, tree: int, w_bar: Coef) -> list[Effect]:
         """Consensus distance ||x_half - sum_j m_j / sum_j c_j||."""
-        if n_bar == 1:
+        weight = self.weight_that_came(tree) if view.weights else w_bar - 1
+        if weight == 0:
             return []
         negated = tuple((-coef, m) for coef, m in self.came(tree))
-        return [Observe("consensus_distance", Lin(((n_bar - 1, X), *negated), n_bar - 1), tree)]
+        return [Observe("consensus_distance", Lin(((weight, X), *negated), weight), tree)]

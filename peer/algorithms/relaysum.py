@@ -9,7 +9,8 @@ Each peer draws one sample in each step; all want the mean of all that were ever
     line 11  x <- y / s                        the estimate
 
 The listing draws a sample for each neighbour; once a step is meant. On two trees each half of the
-coordinates has a count s of its own. A lost sample is missing in sum and count, so the estimate
+coordinates has a count s of its own. Of peers that do not weigh the same, w_i d is relayed and s is
+the sum of the weights. A lost sample is missing in sum and count, so the estimate
 stays a mean. Sums live as long as the run, unless the number of trees changes.
 
 For the mean of what is measured now, such as a metric, see `metric_relay`.
@@ -20,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from peer.algorithms.core import LIVE, Coef, Effect, Lin, Reg, Role, Run, Set, View
+from peer.algorithms.core import LIVE, Coef, CoreState, Effect, Lin, Reg, Role, Run, Set, View
 from peer.algorithms.relaying import Relaying, Terms
 
 X = Reg(LIVE)
@@ -53,15 +54,27 @@ class RelaySum(Relaying):
         self.samples = [0] * len(view.trees)
         return [*effects, Set(Y, Lin(()))]
 
-    def own(self) -> Terms:
-        return ((1, X),)  # d
+    def kept(self) -> CoreState:
+        samples = [s if isinstance(s, int) else float(s) for s in self.samples]
+        return CoreState({"samples": samples}, super().kept().received)
 
-    def average(self, view: View, tree: int, n_bar: Coef) -> list[Effect]:  # noqa: ARG002
-        self.samples[tree] += n_bar  # line 10
+    def restore(self, state: CoreState) -> None:
+        super().restore(state)
+        kept = state.values["samples"]
+        self.samples = [s if isinstance(s, float) else int(s) for s in kept]
+
+    def own(self, view: View) -> Terms:
+        w = view.weight
+        return ((w, X),) if w else ()  # w d
+
+    def average(self, view: View, tree: int, w_bar: Coef) -> list[Effect]:
+        self.samples[tree] += w_bar  # line 10
+        if not self.samples[tree]:
+            return []  # nothing of any weight has ever come
         return [
-            Set(Y, Lin(((1, Y), *self.own(), *self.came(tree))), tree),  # line 9
+            Set(Y, Lin(((1, Y), *self.own(view), *self.came(tree))), tree),  # line 9
             Set(X, Lin(((1, Y),), self.samples[tree]), tree),  # line 11
         ]
 
     def alone(self, view: View, tree: int) -> list[Effect]:
-        return self.average(view, tree, 1)
+        return self.average(view, tree, view.weight)

@@ -33,6 +33,7 @@ from peer.algorithms.core import (
     LIVE,
     Coef,
     Conserved,
+    CoreState,
     Effect,
     Head,
     Kind,
@@ -92,6 +93,12 @@ class SGP(Synchronous):
     def begin_epoch(self, view: View) -> list[Effect]:  # noqa: ARG002
         self.weight = 1.0
         return []
+
+    def kept(self) -> CoreState:
+        return CoreState({"weight": self.weight})
+
+    def restore(self, state: CoreState) -> None:
+        self.weight = float(state.values["weight"])
 
     def period(self) -> int | None:
         k = max(_k(self.view), 1) if self.view else 1

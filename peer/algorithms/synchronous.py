@@ -9,7 +9,8 @@ decides when. It is the home of the rules that concern a peer as a whole:
         a neighbour may be at the step before, in the old epoch, and wait for it. Who is known to be
         unreachable stays so, in its present life. Views take effect one after the other, each at
         its step; who has gone on to a later epoch than ours is not waited for if we know of one
-        too: what it sends now is of use there only.
+        too: what it sends now is of use there only. It says so to whoever may wait for it: by its
+        refusal of what comes, or a farewell for what had come, or has been left behind unseen.
 
 A failure therefore costs at most three deadlines once, and never one a step. The rules that
 concern a single edge are in `slots` and `sending`. R9 (a finished peer lingers) is the driver's.
@@ -17,7 +18,9 @@ concern a single edge are in `slots` and `sending`. R9 (a finished peer lingers)
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from dataclasses import replace
 from enum import Enum
 from typing import ClassVar
 
@@ -25,6 +28,7 @@ from peer.algorithms.core import (
     Algorithm,
     Averaged,
     Coef,
+    CoreState,
     Drop,
     DropReason,
     Effect,
@@ -92,6 +96,7 @@ class Synchronous(Algorithm):
         self._slots: dict[Edge, Slot] = {}
         self._due_slots: tuple[Label, list[tuple[Edge, Slot]]] | None = None
         self._under_way = UnderWay(lag)
+        self._resumed: tuple[int, CoreState] | None = None  # start of the epoch, the method's state
 
     # --- what a method says ------------------------------------------------------------------
 
@@ -126,6 +131,13 @@ class Synchronous(Algorithm):
     def begin_epoch(self, view: View) -> list[Effect]:  # noqa: ARG002
         """Start the method's state over (R8)."""
         return []
+
+    def kept(self) -> CoreState:
+        """The method's state at the beginning of a step, besides its registers."""
+        return CoreState({})
+
+    def restore(self, state: CoreState) -> None:
+        """Go on from what `kept` gave, in place of starting over (R8)."""
 
     def before_training(self) -> list[Effect]:
         """Effects before each step's training, while the live register still holds x^(t)."""
@@ -172,14 +184,48 @@ class Synchronous(Algorithm):
         """Why nothing happens until the topology changes; None when not paused."""
         return self.unfit(self.view) if self.view and self.phase is Phase.IDLE else None
 
+    def stop_before(self, step: int) -> None:
+        self.run = replace(self.run, total_steps=min(self.run.total_steps, step))
+
+    def farewells(self) -> list[Send]:
+        views = [self.view, *self._pending] if self.view else []
+        return [
+            self._farewell(view, peer)
+            for view in views
+            for peer in sorted({*view.neighbours, *(j for tree in view.trees for j in tree)})
+        ]
+
+    def _farewell(self, view: View, to: PeerId, epoch: Epoch | None = None) -> Send:
+        """Views take effect one after the other, but not all of them everywhere (R8). Who is in
+        one that this peer leaves early, or never gets to, may wait for it there."""
+        own = Head(view.me, view.members[view.me], epoch or view.epoch, self._step, self.kind)
+        return Send(to, replace(own, lost=True, left=True), ())
+
     def steps_in_epoch(self) -> int:
         """Steps finished since the present epoch took effect here."""
         return self._step - self._epoch_start
 
+    def state(self) -> CoreState | None:
+        """At the beginning of a step nothing that others sent before it is under way to a peer that
+        has begun it, too: all checkpoints of one step are one state of the swarm. With overlap it
+        is not so."""
+        if self.lag or self.phase is not Phase.TRAINING:
+            return None
+        kept = self.kept()
+        values = {"step": self._step, "epoch_start": self._epoch_start, "method": kept.values}
+        return CoreState(values, kept.received)
+
+    def resume(self, state: CoreState) -> None:
+        self._step, epoch_start = int(state.values["step"]), int(state.values["epoch_start"])
+        if not 0 <= epoch_start <= self._step:
+            raise ValueError(f"epoch_start = {epoch_start} at step {self._step}")
+        self._resumed = (epoch_start, CoreState(state.values["method"], state.received))
+
     def next_deadline(self) -> float | None:
         if self.phase is not Phase.WAITING:
             return None
-        return self._waiting_since + self.least_patience_s()
+        since = self._waiting_since
+        return None if since == math.inf else since + self.least_patience_s()
 
     def admit(self, head: Head) -> Verdict:
         view = self.view
@@ -193,12 +239,13 @@ class Synchronous(Algorithm):
             return Verdict.NOT_A_NEIGHBOUR
         if head.incarnation != view.members[head.sender]:
             return Verdict.OLD_INCARNATION
+        if head.left:
+            return Verdict.ACCEPTED
         if head.step >= self.run.total_steps:
             return Verdict.FOREIGN_RUN  # nobody may jump (R4) past the end
         verdict = self.judge(view, head)
-        return verdict if verdict is not Verdict.ACCEPTED else self._timely(head)
-
-    def _timely(self, head: Head) -> Verdict:
+        if verdict is not Verdict.ACCEPTED:
+            return verdict
         label, due = label_of(head), self._due
         if label < due and not self.uses_late:
             return Verdict.STALE_STEP
@@ -209,7 +256,7 @@ class Synchronous(Algorithm):
         effects: list[Effect] = []
         match event:  # the commonest first
             case Received():
-                effects = self._received(event)
+                effects = self._received(event, now)
             case SendDone(to, head, verdict):
                 self._under_way.done(to, head)
                 if verdict is not Verdict.EPOCH_BEHIND or not self._is_present(head.epoch):
@@ -220,7 +267,7 @@ class Synchronous(Algorithm):
             case NewView(view):
                 effects = self._new_view(view, now)
             case Gone(peer, head):
-                effects = self._gone(peer, head)
+                effects = self._gone(peer, head, now)
             case Tick():
                 self._tick(now)
         return effects + self._advance(now)
@@ -260,8 +307,24 @@ class Synchronous(Algorithm):
         self.patience.restart()
         held = [held.head for slot in self._slots.values() for held in slot.held.values()]
         self._slots, self._due_slots = {}, None
-        dropped = [Drop(head, DropReason.EPOCH) for head in held]
-        return [*self._under_way.keep(view.members), *dropped, *self.begin_epoch(view)]
+        dropped = [effect for head in held for effect in self._over(head)]
+        return [*self._under_way.keep(view.members), *dropped, *self._begin_epoch(view)]
+
+    def _over(self, head: Head) -> list[Effect]:
+        """A message was admitted, but its epoch is over before it is of use. Its sender waits for
+        this peer's, unless it goes on, too; had it come now it would be told by the refusal."""
+        drop = Drop(head, DropReason.EPOCH)
+        waits = head.sender in self._view.members
+        return [drop, self._farewell(self._view, head.sender, head.epoch)] if waits else [drop]
+
+    def _begin_epoch(self, view: View) -> list[Effect]:
+        """Start over, unless this is the epoch of a swarm that was stopped, under another name."""
+        resumed, self._resumed = self._resumed, None
+        if not (resumed and view.resumes):
+            return self.begin_epoch(view)
+        self._epoch_start, state = resumed
+        self.restore(state)
+        return []
 
     # --- the course of a step ----------------------------------------------------------------
 
@@ -300,7 +363,8 @@ class Synchronous(Algorithm):
         self._round = 0
         self._taken = []
         self._timed_out = 0
-        self._waiting_since = now
+        waits = not self._view.weight and self._waits_for_trainers()
+        self._waiting_since = math.inf if waits else now
         return [] if self.lag else self._send()
 
     def _send(self) -> list[Effect]:
@@ -392,23 +456,45 @@ class Synchronous(Algorithm):
 
     # --- what comes in -----------------------------------------------------------------------
 
-    def _received(self, event: Received) -> list[Effect]:
+    def _received(self, event: Received, now: float) -> list[Effect]:
         self._unreachable.discard(event.head.sender)
         verdict = self.admit(event.head)
+        if verdict is Verdict.EPOCH_BEHIND:
+            return self._over(event.head)
         if verdict is not Verdict.ACCEPTED:
             return [Drop(event.head, DROP_REASONS.get(verdict, DropReason.UNEXPECTED))]
+        if self._waiting_since == math.inf:
+            self._heard(event.head, now)
         slot = self._slot((event.head.tree, event.head.sender))
         return [Drop(head, reason) for head, reason in slot.offer(event, self._due)]
 
-    def _gone(self, peer: PeerId, head: Head | None) -> list[Effect]:
+    def _gone(self, peer: PeerId, head: Head | None, now: float) -> list[Effect]:
         if head is None:
             self._unreachable.add(peer)
             for edge in [*self._slots, *(self._edges if self.view else ())]:
                 if edge[1] == peer:
                     self._slot(edge).silent = True
-        elif self.admit(head) is Verdict.ACCEPTED:
+        elif self.admit(head) is not Verdict.ACCEPTED:
+            pass
+        elif head.left:
+            self._gone_on.add(peer)
+        else:
+            if self._waiting_since == math.inf:
+                self._heard(head, now)
             self._slot((head.tree, head.sender)).lost(label_of(head))
         return []
+
+    def _waits_for_trainers(self) -> bool:
+        """A peer without data is done with its step at once: its patience begins when a neighbour
+        that trains is done, or another one is further."""
+        weights = self._view.weights
+        return any(weights.get(peer) for _, peer in self._edges)
+
+    def _heard(self, head: Head, now: float) -> None:
+        if self.phase is Phase.WAITING:
+            label = label_of(head)
+            if label > self._due or (label == self._due and self._view.weights.get(head.sender)):
+                self._waiting_since = now
 
     def _tick(self, now: float) -> None:
         if self.phase is Phase.WAITING:

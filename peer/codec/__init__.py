@@ -8,6 +8,7 @@ from peer.codec.formats import (
     default_format,
     encode,
     is_finite,
+    loses_nothing,
     roundtrip,
     tensor_of,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "default_format",
     "encode",
     "is_finite",
+    "loses_nothing",
     "roundtrip",
     "tensor_of",
 ]

@@ -186,8 +186,12 @@ def dither_seed(seed: int, head: Head, to: PeerId) -> int:
 
 
 def _models(head: Head) -> float:
-    """How many models are in each element: in the sums of a relay, as many as it counts."""
-    return float(head.count) if head.kind is Kind.RELAY and head.count > 0 else 1.0
+    """How many models are in each element: in the sums of a relay, as many as it counts, or what
+    they weigh. (A weight of 1 is that of any sum where all weigh the same. Should it be a real one,
+    the next message is decoded beside the point, and asked for again.)"""
+    if head.kind is not Kind.RELAY:
+        return 1.0
+    return float(max(head.count if head.weight == 1 else head.weight, 0)) or 1.0
 
 
 def _edge(head: Head) -> tuple[PeerId, Kind, int]:

@@ -86,9 +86,12 @@ def roundtrip(vector: Tensor, fmt: Format) -> Tensor:
 
     Returns `vector` itself where the format loses nothing.
     """
-    if vector.dtype == fmt.dtype or torch.promote_types(vector.dtype, fmt.dtype) == fmt.dtype:
-        return vector
-    return vector.to(fmt.dtype).to(vector.dtype)
+    return vector if loses_nothing(vector.dtype, fmt) else vector.to(fmt.dtype).to(vector.dtype)
+
+
+def loses_nothing(dtype: torch.dtype, fmt: Format) -> bool:
+    """Whether each value of that dtype is one of the format's: it is the same, or has more bits."""
+    return dtype == fmt.dtype or fmt.itemsize > dtype.itemsize
 
 
 def is_finite(vector: Tensor) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 from peer.algorithms import make
 from peer.algorithms.core import Algorithm
 from peer.conformance.checks import check_trial
-from peer.conformance.trials import trials
+from peer.conformance.resuming import check_resume
+from peer.conformance.trials import CALM, trials
 
 DAEMONS = "daemons"
 
@@ -21,9 +22,12 @@ def check(cls: type[Algorithm], options: Mapping[str, Any], peers: int, only: st
     if not chosen and only != DAEMONS:
         names = "\n".join([*(trial.name for trial in trials(peers)), DAEMONS])
         raise ValueError(f"trial = {only!r}: there is none; the trials are\n{names}")
+    made = partial(make, cls, cls.Options, options)
     for trial in chosen:
         with _replayable(cls, options, peers, trial.name):
-            check_trial(trial, partial(make, cls, cls.Options, options), cls)
+            check_trial(trial, made, cls)
+            if trial.condition == CALM:
+                check_resume(trial, made)
     if only in ("", DAEMONS):
         from peer.conformance.daemons import check_daemons  # it needs torch
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from coordinator.gossip_weights import metropolis_hastings
 from coordinator.graphs import build_graph
 from coordinator.trees import Tree
-from peer.algorithms.core import LIVE, Algorithm, Effect, Event, PeerId, Run
+from peer.algorithms.core import LIVE, Algorithm, CoreState, Effect, Event, PeerId, Run
 from peer.simulator.event_log import Logged
 from peer.simulator.exact import ExactBody, ExactVectors, Vector, views
 from peer.simulator.links import SeededLink
@@ -39,8 +39,9 @@ class Condition:
 
 
 PATIENT_S = 1e6
+CALM = "all arrives"
 CONDITIONS = {
-    "all arrives": Condition({}, deadline_s=PATIENT_S),
+    CALM: Condition({}, deadline_s=PATIENT_S),
     "delays": Condition({"delay_s": (0.001, 3.0)}, deadline_s=PATIENT_S),
     "known losses": Condition({"drop": 0.2}),
     "silent losses": Condition({"drop": 0.2, "known": False}),
@@ -65,9 +66,9 @@ class Trial:
     def name(self) -> str:
         return f"{self.condition}, {self.peers} peers, seed {self.seed}"
 
-    def swarm(self, make: Maker) -> Swarm:
-        """The swarm at its beginning."""
-        return Swarm(self, CONDITIONS[self.condition], make)
+    def swarm(self, make: Maker, stopped: Mapping[PeerId, Stopped] | None = None) -> Swarm:
+        """The swarm at its beginning, or where it was stopped."""
+        return Swarm(self, CONDITIONS[self.condition], make, stopped or {})
 
 
 def trials(peers: int) -> Iterator[Trial]:
@@ -75,6 +76,14 @@ def trials(peers: int) -> Iterator[Trial]:
     for condition in CONDITIONS:
         for seed in range(SEEDS):
             yield Trial(condition, peers * (1 + seed % 2), seed)
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A peer where its swarm was stopped: what its algorithm kept, and all registers."""
+
+    state: CoreState
+    registers: Mapping[str, Vector]
 
 
 @dataclass
@@ -92,7 +101,13 @@ class Swarm:
     """Peers on a ring and on a random tree. In coordinate 0 they learn; coordinate 1 is 1 in every
     model, and training leaves it alone."""
 
-    def __init__(self, trial: Trial, condition: Condition, make: Maker) -> None:
+    def __init__(
+        self,
+        trial: Trial,
+        condition: Condition,
+        make: Maker,
+        stopped: Mapping[PeerId, Stopped],
+    ) -> None:
         self.condition = condition
         self.run = Run(STEPS, deadline_s=condition.deadline_s, seed=trial.seed)
         self.members: dict[PeerId, Member] = {}
@@ -105,6 +120,12 @@ class Swarm:
         self.views = views([tree], graph, metropolis_hastings(graph))
         for view in self.views:
             self._add(view.me, make(self.run))
+        for peer, one in stopped.items():
+            cast(Logged, self.members[peer].node.algorithm).inner.resume(one.state)
+            self.members[peer].body.vectors.registers.update(one.registers)
+        if stopped:
+            step = int(next(iter(stopped.values())).state.values["step"])
+            self.views = [replace(view, resumes=True, effective_step=step) for view in self.views]
         self.world.publish(self.views)
 
     def go(self) -> None:

@@ -23,7 +23,8 @@ from typing import Any
 
 import peer
 
-LIFELINE = "RELAYSWARM_LIFELINE"
+PREFIX = "RELAYSWARM_"
+LIFELINE = f"{PREFIX}LIFELINE"
 """Environment variable that tells a child that its standard input is such a pipe."""
 
 LAST_LINES = 5  # of a log, shown when its process ends before its time
@@ -115,11 +116,15 @@ def _event(line: bytes) -> Mapping[str, Any] | None:
 
 
 def environment() -> dict[str, str]:
-    """Of our children: our own code, one thread each (they share our cores), and the lifeline."""
+    """Of our children: our own code, one thread each (they share our cores), and the lifeline.
+
+    Variables that stand for settings or options are ours: children are told everything.
+    """
     code = str(Path(peer.__file__).parents[1])
     inherited = os.environ.get("PYTHONPATH")
+    others = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     return {
-        **os.environ,
+        **others,
         LIFELINE: "stdin",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, (code, inherited))),

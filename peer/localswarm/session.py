@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from coordinator.graph_files import read_graph
+from coordinator.graph_files import LabelledGraph, read_graph
 from coordinator.graphs import GraphError
-from coordinator.views import FILE, as_config_error, check_graph
+from coordinator.views import FILE, Layout, as_config_error, check_graph, lay_out
 from peer.baseline import (
     Baseline,
     evaluate_mean,
@@ -38,9 +38,12 @@ from peer.localswarm.display import Display, choose_display
 from peer.localswarm.swarm import CONFIG, LOGS, STATE, Commands, LocalCommands, LocalSwarm
 from peer.outcome import RunOutcome
 from peer.progress import Progress
+from peer.rehearsal import try_once
 from peer.report import Comparison, prepare_directory, write_report
+from peer.training.flat import FlatModel
 from peer.training.trainer import Trainer
 from peer.views import peer_ids
+from peer.weighting import check_weighting, weight_of
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError, ExitCode, QuorumError
 
@@ -66,21 +69,40 @@ class SessionOptions:
 def check(config: RunConfig, options: SessionOptions) -> Trainer:
     """Find what is wrong with a run before it begins; returns a trainer like the first peer's.
 
-    Raises ConfigError or DataError.
+    A task in a file is tried out once, as nobody may have tried it before. Raises ConfigError or
+    DataError.
     """
     check_settings(config)
-    return first_trainer(config, options.data_dir, usable_device(options.device))
+    first = first_trainer(config, options.data_dir, usable_device(options.device))
+    if config.task.file is not None:
+        try_once(first)
+    return first
 
 
 def check_settings(config: RunConfig) -> None:
     """The part of `check` that needs no data. Raises ConfigError."""
     check_algorithm(config)
     check_peers(config, peer_ids(config.peers))
-    file = config.topology.file if config.topology.graph == FILE else None
+    check_weighting(config)
+    for peer in peer_ids(config.peers):
+        weight_of(config, peer, 1, forwards=peer in config.data.forward)
     try:
-        check_graph(config, read_graph(Path(file)) if file else None)
+        check_graph(config, _file_graph(config))
     except GraphError as error:
         raise as_config_error(error) from error
+
+
+def lay_out_run(config: RunConfig) -> Layout:
+    """The topology that the run begins with. Raises ConfigError."""
+    try:
+        return lay_out(config, peer_ids(config.peers), _file_graph(config))
+    except GraphError as error:
+        raise as_config_error(error) from error
+
+
+def _file_graph(config: RunConfig) -> LabelledGraph | None:
+    file = config.topology.file if config.topology.graph == FILE else None
+    return read_graph(Path(file)) if file else None
 
 
 def usable_device(name: str) -> str:
@@ -185,9 +207,10 @@ class _Run:
 
     def _take(self, event: Mapping[str, Any] | None) -> None:
         if event is not None:
-            self._progress.observe(event)
+            now = time.monotonic()
+            self._progress.observe(event, now - self._began)
             if event["event"] == "peer_finished":
-                self._ended = time.monotonic()
+                self._ended = now
         self._display.event(event)
 
 
@@ -218,7 +241,8 @@ def _report(
     *,
     skip: bool = False,
 ) -> bool:
-    """Measure the mean model and, unless told to `skip` them, the baselines; write the report.
+    """Measure the mean model and, unless told to `skip` them or data are local, the baselines;
+    write the report.
 
     True: Ctrl+C came meanwhile. The report is then without what had not been measured.
     """
@@ -226,21 +250,30 @@ def _report(
     consensus = evaluate_mean(first, models) if models else None
     baselines: list[Baseline] = []
     was_interrupted = False
-    if options.baseline and not skip:
+    if options.baseline and not skip and not outcome.config.data.is_local:
         try:
             for baseline in _baselines(first, outcome.config, display):
                 baselines.append(baseline)
         except KeyboardInterrupt:
             was_interrupted = True
     whole, small = (*baselines, None, None)[:2]
-    report = _written(outcome, options.report, Comparison(consensus, whole, small))
+    comparison = Comparison(consensus, whole, small)
+    report = _written(outcome, options.report, comparison, first.flat)
     display.finished(report, options.report)
     return was_interrupted
 
 
-def _written(outcome: RunOutcome, directory: Path, comparison: Comparison) -> dict[str, Any]:
+def _written(
+    outcome: RunOutcome, directory: Path, comparison: Comparison, flat: FlatModel
+) -> dict[str, Any]:
     try:
-        return write_report(outcome, directory, comparison)
+        return write_report(
+            outcome,
+            directory,
+            comparison,
+            fingerprint=flat.fingerprint,
+            shared_names=flat.shared_names,
+        )
     except (OSError, SafetensorError) as error:
         remedy = f"make room; the peers' models are in {directory / STATE}"
         raise ConfigError("--report", str(directory), f"not written ({error})", remedy) from error
@@ -249,8 +282,9 @@ def _written(outcome: RunOutcome, directory: Path, comparison: Comparison) -> di
 def _baselines(first: Trainer, config: RunConfig, display: Display) -> Iterator[Baseline]:
     """Training in one place, with the whole swarm's batch and then with a single peer's."""
     one = config.data.batch_size
-    sizes: Sequence[int] = (one * config.peers, one)
-    for size in sizes[:1] if has_full_gradients(first) or config.peers == 1 else sizes:
+    trainers = config.peers - len(set(config.data.forward))
+    sizes: Sequence[int] = (one * trainers, one)
+    for size in sizes[:1] if has_full_gradients(first) or trainers == 1 else sizes:
         name = f"centralized, batch {size}"
         yield train_centralized(first, size, _to(display, name, config.steps))
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from peer.algorithms.core import peer_order
 from peer.localswarm.process import Child, Ended, Inbox, Said, own_command
+from peer.training.trainer import folder_of
 from relayswarm.config import RunConfig
 from relayswarm.errors import ExitCode, JoinError, QuorumError, RelayswarmError
 
@@ -41,9 +42,11 @@ class LocalCommands:
         self._directory = directory
         # whoever starts both says what may be imported
         task, algorithm = config.task.name, config.algorithm.name
-        self._allowed = ("--allow-task", task, "--allow-algorithm", algorithm)
+        file = ("--task-file", config.task.file) if config.task.file else ()
+        self._allowed = ("--allow-task", task, "--allow-algorithm", algorithm, *file)
         self._device = device
         self._data_dir = data_dir
+        self._config = config
 
     def coordinator(self) -> Sequence[str]:
         config = str(self._directory / CONFIG)
@@ -54,8 +57,10 @@ class LocalCommands:
         state = str(self._directory / STATE / peer)
         options = ["--id", peer, "--coordinator", coordinator, "--state-dir", state]
         options += ["--device", self._device, "--json", *self._allowed]
+        if peer in self._config.data.forward:
+            options += ["--role", "forward"]
         if self._data_dir is not None:
-            options += ["--data-dir", str(self._data_dir)]
+            options += ["--data-dir", str(folder_of(self._config, self._data_dir, peer))]
         return own_command("peer", *options)
 
 

@@ -41,7 +41,8 @@ Tell = Callable[[dict[str, Any]], None]
 class Coordination:
     """Membership of one simulated swarm.
 
-    `fingerprint` is that of the run's model. `incarnations` are the lives of the peers so far.
+    `fingerprint` is that of the run's model, `weights` what its peers weigh. `incarnations` are the
+    lives of the peers so far.
     """
 
     config: RunConfig
@@ -49,6 +50,7 @@ class Coordination:
     fingerprint: int
     tell: Tell
     file_graph: LabelledGraph | None = None
+    weights: Mapping[PeerId, float] = field(default_factory=dict)
     incarnations: dict[PeerId, int] = field(default_factory=dict)
     membership: Membership = field(init=False)
     _due: float | None = None
@@ -61,6 +63,8 @@ class Coordination:
             shards=config.shards,
             lease_s=config.coordinator.lease_s,
             start_timeout_s=config.coordinator.start_timeout_s,
+            weights=config.data.weight_range,
+            common_model=config.stop.common_model,
         )
         self.membership = Membership(rules, self.world.now, term=FIRST_TERM)
 
@@ -68,7 +72,8 @@ class Coordination:
         """The peer asks to come back: its shard, and whom it can get the model from (nobody: the
         run has not begun), or None if it is refused."""
         self.incarnations[peer] = self.incarnations.get(peer, 0) + 1
-        answer = self._handle(Join(self.incarnations[peer], peer_id=peer))[0]
+        weight = self.weights.get(peer, 1.0)
+        answer = self._handle(Join(self.incarnations[peer], peer_id=peer, weight=weight))[0]
         if not isinstance(answer, Admitted):
             return None
         return answer.member.shard, tuple(donor.peer_id for donor in answer.donors)
@@ -83,6 +88,7 @@ class Coordination:
                 peer_id=peer,
                 fingerprint=self.fingerprint,
                 step=step,
+                weight=self.weights.get(peer, 1.0),
             )
         )
         self._renew_later(peer, incarnation)
@@ -128,9 +134,9 @@ class Coordination:
         self.world.at(max(deadline, self.world.now), tick)
 
     def _publish(self, elected: Elected) -> None:
-        peers = [member.peer_id for member in elected.members]
+        weights = {member.peer_id: member.weight for member in elected.members}
         incarnations = {member.peer_id: member.incarnation for member in elected.members}
-        layout = lay_out(self.config, peers, self.file_graph)
+        layout = lay_out(self.config, [*weights], self.file_graph, weights)
         self.membership.published(layout.neighbourhoods())
         correct_lr = self.config.optimizer.relay_lr_correction
         for view in views_of(layout, correct_lr=correct_lr, elected=elected):

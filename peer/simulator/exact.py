@@ -166,12 +166,14 @@ def views(
     graph: Graph | None = None,
     weights: Mapping[int, Mapping[int, Coef]] | None = None,
     *,
+    peer_weights: Sequence[Coef] = (),
     epoch: Epoch | None = None,
     effective_step: int = 0,
     lr_scale: Coef = 1,
     name: Callable[[int], PeerId] = "peer-{}".format,
 ) -> list[View]:
-    """The views of all peers of an epoch: trees to relay on, or a graph with mixing weights."""
+    """The views of all peers of an epoch: trees to relay on, or a graph with mixing weights.
+    `peer_weights` are what models weigh, if they do not weigh the same."""
     n = trees[0].n if trees else graph.n if graph else 0
     members = {name(i): 1 for i in range(n)}
     return [
@@ -185,6 +187,12 @@ def views(
             mixing={name(j): w for j, w in weights[i].items()} if weights else {},
             lr_scale=lr_scale,
             diameter=max((tree.diameter for tree in trees), default=0),
+            weights={name(j): w for j, w in enumerate(peer_weights)},
+            weight_behind=tuple(
+                {name(j): w for j, w in tree.weight_behind(i, peer_weights).items()}
+                for tree in trees
+                if peer_weights
+            ),
         )
         for i in range(n)
     ]

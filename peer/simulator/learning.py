@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from coordinator.graph_files import LabelledGraph, read_graph
+from coordinator.members import SwarmMetric, SwarmMetrics
+from coordinator.stopping import Stopping, StopRule
 from coordinator.views import FILE, lay_out
 from peer.algorithms.core import (
     Algorithm,
@@ -33,10 +35,11 @@ from peer.algorithms.core import (
     Trained,
 )
 from peer.algorithms.pairwise import Pairwise
-from peer.baseline import plain
+from peer.baseline import first_site, plain
+from peer.before_averaging import BeforeAveraging
 from peer.codec import Format, default_format, roundtrip
 from peer.codec.edges import Lattice
-from peer.config import build_algorithm, is_pairwise
+from peer.config import build_algorithm, follows_swarm, is_pairwise
 from peer.faults import FaultPlan, check_peers
 from peer.outcome import RunOutcome
 from peer.progress import Progress
@@ -49,11 +52,16 @@ from peer.simulator.planned import Crashes, PlannedLink
 from peer.simulator.traffic import Cost, Meter
 from peer.simulator.world import Node, Wire, World
 from peer.tasks.registry import load_task
-from peer.training.trainer import Trainer, TrainResult, make_site
+from peer.training.forwarder import Forwarder
+from peer.training.learner import TrainResult
+from peer.training.trainer import Trainer, folder_of, make_site
 from peer.views import peer_ids, topology_event, views_of
+from peer.weighting import shards_of, weight_of
 from peer.wire_format import lattice_setting, plain_format, quantizer
 from relayswarm.config import RunConfig
+from relayswarm.errors import ConfigError
 from relayswarm.logs import finite
+from relayswarm.task import Measured
 
 if TYPE_CHECKING:
     from peer.simulator.stacked_training import Stacking
@@ -119,8 +127,16 @@ class LearningBody:
     """A simulated peer's model, data and registers; a local step takes `LOCAL_STEP_S * slow_down`,
     of which a budget decides how many there are."""
 
-    def __init__(self, trainer: Trainer, registers: FormedRegisters, slow_down: float) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        registers: FormedRegisters,
+        slow_down: float,
+        is_due: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        """`is_due` says at which steps there are evaluations."""
         self.trainer = trainer
+        self._before = BeforeAveraging(trainer.config, is_due)
         self.vectors = registers
         self.wire_format = format_of(trainer)
         self.result: TrainResult | None = None
@@ -130,11 +146,18 @@ class LearningBody:
         momentum = self.vectors[effect.momentum.name] if effect.momentum else None
         numbers = effect.local_steps
         taken = numbers if numbers is None else numbers[: self.local_steps(effect)]
-        self.result = self.trainer.train(effect.step, effect.lr_scale, momentum, taken)
+        self.result = self.trainer.train(effect.step, effect.lr_scale, momentum, taken, effect.at)
+        self._before.trained(effect.step, self.trainer.evaluate)
         return Trained(effect.step, self.result.lr, self.result.local_steps)
+
+    def evaluate(self, step: int) -> dict[str, Measured]:
+        """Measure the live model for the evaluation of `step`."""
+        return self._before.joined(step, self.trainer.evaluate())
 
     def local_steps(self, effect: Train) -> int:
         """How many are taken."""
+        if isinstance(self.trainer, Forwarder):
+            return 0
         if effect.budget_s:
             return max(1, math.ceil(effect.budget_s / (LOCAL_STEP_S * self._slow_down)))
         varied, usual = effect.local_steps, self.trainer.config.algorithm.local_steps
@@ -163,8 +186,13 @@ class Simulation:
         self._members = peer_ids(config.peers)
         self._progress = Progress(config, self._members)
         self._bodies: dict[PeerId, LearningBody] = {}
+        self._weights: dict[PeerId, float] = {}
         self._trained_at = 0.0
-        first = self._trainer(0)
+        stop = config.stop
+        hours = stop.max_hours
+        rule = StopRule(None if hours is None else 3600 * hours, stop.metric, stop.patience)
+        self._stopping, self._stop_step, self._diameter = Stopping(rule, 0.0), 0, 0
+        first = self._trainer(first_site(config), 0)
         wire = self._wire(format_of(first))
         self._meter = Meter(
             first.flat.vector.numel(),
@@ -177,6 +205,7 @@ class Simulation:
             traffic=self._meter,
             wire=wire,
         )
+        self._world.follows_swarm = follows_swarm(config) and not first.settings.is_constant
         self._mail = MetricMail(PlannedLink(self._plan), self._world.connected, self._world)
         self._crashes = Crashes(self._plan, self._world, self._crashed, self._come_back)
         self._coordination: Coordination | None = None
@@ -185,20 +214,24 @@ class Simulation:
     def run(self) -> RunOutcome:
         """To the end, or until nothing can come any more."""
         started = time.perf_counter()
-        for shard, peer in enumerate(self._members):
+        for peer, shard in shards_of(self._config, self._members).items():
             self._crashes.schedule(peer)
-            self._add(peer, shard % self._config.shards)
+            self._add(peer, shard)
         self._begin()
         self._world.run(self._over)
         for peer, node in self._world.nodes.items():
             if node.finished_at is not None:
-                self._tell(self._finished(node, self._bodies[peer]))
+                self._tell(self._finished(node, self._bodies[peer]), node.finished_at)
             elif node.alive:
                 self._tell(stood_still(peer, node.algorithm))
         self._mail.settle()
         models = {peer: body.trainer.flat.state_dict() for peer, body in self._bodies.items()}
         outcome = self._progress.outcome(time.perf_counter() - started, models)
         return outcome.simulated(self._cost().as_json())
+
+    def models(self) -> Tensor:
+        """All peers' models as they are now, shape (peers, elements)."""
+        return torch.stack([body.trainer.flat.vector for body in self._bodies.values()])
 
     def _wire(self, fmt: Format) -> Wire | None:
         """None where all that is sent takes the bytes of `fmt`."""
@@ -235,13 +268,15 @@ class Simulation:
         if config.faults.crash:
             self._coordinate(graph)
             return
-        layout = lay_out(config, self._members, graph)
+        layout = lay_out(config, self._members, graph, self._weights)
         self._tell(topology_event(layout))
         self._world.publish(views_of(layout, correct_lr=config.optimizer.relay_lr_correction))
 
     def _coordinate(self, graph: LabelledGraph | None) -> None:
         fingerprint = next(iter(self._bodies.values())).trainer.fingerprint
-        self._coordination = Coordination(self._config, self._world, fingerprint, self._tell, graph)
+        self._coordination = Coordination(
+            self._config, self._world, fingerprint, self._tell, graph, self._weights
+        )
         for peer in self._members:
             self._coordination.join(peer)
 
@@ -263,13 +298,18 @@ class Simulation:
 
     # --- peers -------------------------------------------------------------------------------
 
-    def _trainer(self, shard: int) -> Trainer:
+    def _trainer(self, peer: PeerId, shard: int) -> Trainer:
         config = self._config
-        return Trainer(load_task(config.task), config, make_site(config, shard, self._data_dir))
+        kind = Forwarder if peer in config.data.forward else Trainer
+        site = make_site(config, shard, folder_of(config, self._data_dir, peer), peer)
+        return kind(load_task(config.task), config, site)
 
     def _add(self, peer: PeerId, shard: int, donor: PeerId | None = None) -> int:
         """Start a peer, with the donor's model if there is one; returns the step it starts at."""
-        trainer, step = self._trainer(shard), 0
+        forwards = peer in self._config.data.forward
+        trainer, step = self._trainer(peer, shard), 0
+        weight = weight_of(self._config, peer, trainer.samples, forwards=forwards)
+        self._weights[peer] = weight
         if donor:
             step = self._world.nodes[donor].algorithm.step
             trainer.flat.vector.copy_(self._bodies[donor].trainer.flat.vector)
@@ -277,13 +317,15 @@ class Simulation:
         flat = trainer.flat
         roles, rounding = algorithm.registers, quantizer(self._config)
         registers = FormedRegisters(flat.vector, roles, flat.parameters_end, rounding)
-        body = LearningBody(trainer, registers, self._plan.slow_down(peer))
+        box = self._mail.open(peer, self._config, self._learnt, weight)
+        body = LearningBody(trainer, registers, self._plan.slow_down(peer), box.is_due)
         node = self._world.add(peer, algorithm, body)
         node.on_event = partial(self._heard, peer)
         node.on_train = partial(self._trains, peer, body)
         node.on_averaged = partial(self._averaged, peer, body)
         self._bodies[peer] = body
-        self._mail.open(peer, self._config, self._tell)
+        if self._stop_step:
+            self._stop(peer)
         return step
 
     def _crashed(self, peer: PeerId) -> None:
@@ -306,14 +348,46 @@ class Simulation:
 
     # --- events ------------------------------------------------------------------------------
 
-    def _tell(self, event: dict[str, Any]) -> None:
-        self._progress.observe(event)
+    def _tell(self, event: dict[str, Any], at: float | None = None) -> None:
+        self._progress.observe(event, self._world.now if at is None else at)
         self._listener(event)
+
+    def _learnt(self, event: dict[str, Any]) -> None:
+        """What a peer knows of the swarm's metrics; when they say so, the run ends."""
+        self._tell(event)
+        names = event["metrics"]
+        means = tuple(
+            SwarmMetric(k, math.nan if v is None else v, 1.0, 1) for k, v in names.items()
+        )
+        swarm = SwarmMetrics(event["step"], event["peers"], means)
+        self._stopping.heard(event["peer"], swarm, len(self._alive))
+        self._consider_the_end()
+
+    @property
+    def _alive(self) -> list[PeerId]:
+        return [peer for peer, node in self._world.nodes.items() if node.alive]
+
+    def _consider_the_end(self) -> None:
+        reason = None if self._stop_step else self._stopping.due(self._world.now, self._alive)
+        if reason is None:
+            return
+        nodes = self._world.nodes
+        furthest = max(node.algorithm.step for node in nodes.values())
+        diameter = self._diameter
+        self._stop_step = min(furthest + diameter + 1, self._config.steps)
+        for peer in nodes:
+            self._stop(peer)
+        self._tell({"event": "stop", "step": self._stop_step, "reason": reason})
+
+    def _stop(self, peer: PeerId) -> None:
+        self._world.nodes[peer].algorithm.stop_before(self._stop_step)
+        self._mail.boxes[peer].stop_before(self._stop_step)
 
     def _heard(self, peer: PeerId, event: Event) -> None:
         """What a peer's metrics have to know too."""
         match event:
             case NewView(view):
+                self._diameter = view.diameter
                 self._mail.boxes[peer].viewed(view)
             case Gone(other, None):
                 self._mail.boxes[peer].gone(other)
@@ -324,10 +398,11 @@ class Simulation:
         if not self._world.nodes[peer].alive:
             return
         self._trained_at = self._world.now
+        self._consider_the_end()
         self._meter.trained(peer, body.local_steps(effect))
         every = self._config.evaluation.every
         if every and effect.step % every == 0 and effect.step > 0:
-            measured = body.trainer.evaluate()
+            measured = body.evaluate(effect.step)
             event = {"event": "evaluation", "peer": peer, "step": effect.step}
             self._tell({**event, "metrics": plain(measured)})
             self._mail.boxes[peer].measured(effect.step, measured)
@@ -342,7 +417,7 @@ class Simulation:
 
     def _finished(self, node: Node, body: LearningBody) -> dict[str, Any]:
         trainer, peer = body.trainer, node.peer
-        measured = trainer.evaluate()
+        measured = body.evaluate(node.algorithm.step)
         self._mail.boxes[peer].measured_last(measured)
         return {
             "event": "peer_finished",
@@ -355,8 +430,10 @@ class Simulation:
             "messages_timed_out": sum(effect.timed_out for effect in node.history),
             "waited_s": sum(effect.waited_s for effect in node.history),
             "local_steps": self._meter.local_steps[peer],
+            "privacy": trainer.privacy_spent(),
             "bytes_sent": self._meter.bytes_sent(peer),
             "shard": trainer.site.shard,
+            "weight": self._weights[peer],
             "shard_digest": trainer.data.digest(),
             "notes": list(getattr(trainer.data, "notes", ())),
         }
@@ -393,6 +470,10 @@ class MeanModels:
     """Measures the mean of all models after a step, as soon as every peer has done it."""
 
     def __init__(self, trainer: Trainer, every: int, peers: int, tell: Listener) -> None:
+        if every and trainer.flat.shared_names is not None:
+            problem = "leaves a part of the model with its peer, so there is no mean of all models"
+            remedy = "leave --target out, or share the whole model"
+            raise ConfigError("share.exclude", list(trainer.config.share.exclude), problem, remedy)
         self._trainer, self._every, self._peers, self._tell = trainer, every, peers, tell
         self._sums: dict[int, tuple[int, Tensor]] = {}  # by steps done: how many, and their sum
 

@@ -12,7 +12,7 @@ from typing import Any
 from peer.algorithms.core import Drop, Head, PeerId, Verdict
 from peer.algorithms.metric_relay import Sums, SwarmMean, Tell
 from peer.simulator.world import RETRY_S, Link, Reachable, World
-from peer.swarm_metrics import SwarmMetrics, as_event
+from peer.swarm_metrics import SwarmMetrics, as_event, metric_weight
 from relayswarm.config import RunConfig
 
 
@@ -31,14 +31,21 @@ class MetricMail:
         self._runs_out = False
 
     def open(
-        self, peer: PeerId, config: RunConfig, tell: Callable[[dict[str, Any]], None]
+        self,
+        peer: PeerId,
+        config: RunConfig,
+        tell: Callable[[dict[str, Any]], None],
+        weight: float = 1.0,
     ) -> SwarmMetrics:
-        """A box for a peer, or for its new life; `tell` gets its `swarm_metrics` events."""
+        """A box for a peer of that weight, or for its new life; `tell` gets its `swarm_metrics`
+        events."""
 
         def learnt(swarm: SwarmMean) -> None:
             tell({"event": "swarm_metrics", "peer": peer, **as_event(swarm)})
 
-        box = SwarmMetrics(config, partial(self._send, peer), _ignore, learnt)
+        weight_of_metrics = metric_weight(config, weight)
+        send = partial(self._send, peer)
+        box = SwarmMetrics(config, send, _ignore, learnt, weight_of_metrics)
         self.boxes[peer] = box
         return box
 
@@ -59,7 +66,7 @@ class MetricMail:
 
     def _send(self, sender: PeerId, tell: Tell) -> None:
         for delivery in self._link(sender, tell.to, tell.head):
-            head = replace(tell.head, lost=delivery.lost)
+            head = replace(tell.head, lost=delivery.lost or not tell.sums)
             self._later(delivery.delay_s, partial(self._arrive, tell.to, head, tell.sums))
 
     def _later(self, delay_s: float, action: Callable[[], None]) -> None:

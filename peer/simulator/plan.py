@@ -86,6 +86,7 @@ class Training:
     lr_scale: Coef
     momentum: int | None
     local_steps: range | None = None
+    at: int | None = None  # in the schedule, if not at `step`
 
 
 @dataclass(slots=True)
@@ -246,7 +247,7 @@ class Recorder:
             self.close()
         self._trained.add(peer)
         self._trainings.append(
-            Training(peer, effect.step, effect.lr_scale, row, effect.local_steps)
+            Training(peer, effect.step, effect.lr_scale, row, effect.local_steps, effect.at)
         )
 
     def averaged(self, peer: int, effect: Averaged) -> None:

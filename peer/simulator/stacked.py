@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -41,13 +41,14 @@ ByStep: TypeAlias = Mapping[int, Sequence[tuple[int, Averaged]]]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Peers that train the same step with the same scale; `chosen` is None if it is all of them."""
+    """Peers that train the same step at the same rate; `chosen` is None if it is all of them."""
 
     peers: Sequence[int]
     chosen: Tensor | None
     ahead: int  # of the plan's base
     lr_scale: float
     local_steps: range | None
+    at: int | None  # in the schedule, if not at its step
     momenta: Tensor | None
 
 
@@ -113,6 +114,7 @@ class StackedSwarm:
     ) -> None:
         self._views, self._steps, self.table = views, steps, table
         self._world, self._meter = world, meter
+        self._rate = bodies.rate
         self._total_steps = config.steps
         self._may_repeat = may_repeat(config)
         self._step_s = max(bodies.local_step_s) * config.algorithm.local_steps
@@ -248,24 +250,25 @@ class StackedSwarm:
 
     def _groups(self, plan: Plan) -> list[Group]:
         """Trainings that can be done in one call, in ascending order of peers."""
-        together: dict[tuple[int, float, range | None], list[Training]] = {}
+        together: dict[tuple[Any, ...], list[Training]] = {}
         for training in plan.trainings:
-            key = (training.step - plan.base, float(training.lr_scale), training.local_steps)
+            rate = None if training.at is None else self._rate(training.at)
+            key = (training.step, float(training.lr_scale), training.local_steps, rate)
             together.setdefault(key, []).append(training)
-        return [self._group(*key, members) for key, members in together.items()]
+        return [self._group(plan, members) for members in together.values()]
 
-    def _group(
-        self, ahead: int, lr_scale: float, local_steps: range | None, members: Sequence[Training]
-    ) -> Group:
+    def _group(self, plan: Plan, members: Sequence[Training]) -> Group:
+        one = members[0]
         peers = [training.peer for training in members]
         momenta = [training.momentum for training in members if training.momentum is not None]
         device = self.table.device
         return Group(
             peers=peers,
             chosen=None if len(peers) == len(self._views) else torch.tensor(peers, device=device),
-            ahead=ahead,
-            lr_scale=lr_scale,
-            local_steps=local_steps,
+            ahead=one.step - plan.base,
+            lr_scale=float(one.lr_scale),
+            local_steps=one.local_steps,
+            at=one.at,
             momenta=torch.tensor(momenta, device=device) if momenta else None,
         )
 
@@ -282,7 +285,7 @@ class StackedSwarm:
         models = self.table.models(group.chosen)
         momenta = None if group.momenta is None else self.table.rows(group.momenta)
         losses = self._steps.train(
-            group.peers, step, group.lr_scale, models, momenta, group.local_steps
+            group.peers, step, group.lr_scale, models, momenta, group.local_steps, group.at
         )
         self.table.put_models(group.chosen, models)
         self.losses.update(zip(group.peers, losses, strict=True))

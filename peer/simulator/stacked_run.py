@@ -7,7 +7,7 @@ The events are the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from coordinator.graph_files import read_graph
 from coordinator.views import FILE, Layout, lay_out
 from peer.algorithms.core import Averaged, PeerId
 from peer.baseline import plain
-from peer.config import build_algorithm, is_pairwise
+from peer.config import build_algorithm, follows_swarm, is_pairwise
 from peer.faults import FaultPlan
 from peer.outcome import RunOutcome
 from peer.progress import Progress
@@ -39,8 +39,9 @@ from peer.simulator.stacked_training import Stacking, choose
 from peer.simulator.table import Table
 from peer.simulator.traffic import Meter
 from peer.simulator.world import World
-from peer.training.trainer import make_site
+from peer.training.trainer import folder_of, make_site
 from peer.views import peer_ids, topology_event, views_of
+from peer.weighting import shards_of, weight_of
 from peer.wire_format import LATTICE
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError
@@ -66,9 +67,18 @@ def is_better_recorded(config: RunConfig) -> bool:
 def _obstacle(config: RunConfig) -> str | None:
     if config.faults.crash:
         return "peers that crash and rejoin cannot be stacked"
+    if config.data.forward:
+        return "peers without data cannot be stacked"
+    if config.evaluation.before_averaging:
+        return "an evaluation before averaging cannot be stacked"
     options = config.algorithm.options.keys()
     if {"geometric", "script", "time_budget_s"} & options or config.algorithm.time_budget_s:
         return "a number of local steps that varies cannot be stacked"
+    if config.privacy.clip is not None:
+        return "movements that are clipped cannot be stacked"
+    stop = config.stop
+    if stop.common_model or stop.metric or stop.max_hours:
+        return "a run that ends early, or in a common model, cannot be stacked"
     if config.robust.clip is not None:
         return "messages that are held to a distance cannot be stacked"
     if LATTICE in (config.transport.wire_format, config.algorithm.quantize):
@@ -93,13 +103,20 @@ class StackedSimulation:
         self._config, self._listener = config, progress
         self._members = peer_ids(config.peers)
         self._progress = Progress(config, self._members)
-        self._sites = [make_site(config, k % config.shards, data_dir) for k in range(config.peers)]
+        self._sites = [
+            make_site(config, shard, folder_of(config, data_dir, peer), peer)
+            for peer, shard in shards_of(config, self._members).items()
+        ]
         self.choice = choose(config, self._sites, device, stacking)
         self._mean_every = mean_every
         self._mean = MeanModels(self.choice.first, mean_every, config.peers, self._tell)
         self._seconds = 0.0  # of the training and averaging that was last done, for each peer
         self._begun = self._started
-        self._layout = _layout(config)
+        self._weights = {
+            peer: weight_of(config, peer, len(self.choice.steps.data(k)))
+            for k, peer in enumerate(self._members)
+        }
+        self._layout = _layout(config, self._weights)
         self._views = list(views_of(self._layout, correct_lr=config.optimizer.relay_lr_correction))
         self.swarm = self._swarm()
 
@@ -107,21 +124,26 @@ class StackedSimulation:
         """To the end, or until nothing can come any more."""
         self._tell(topology_event(self._layout))
         for view in self._views:
-            self._mail.open(view.me, self._config, self._tell).viewed(view)
+            weight = self._weights[view.me]
+            self._mail.open(view.me, self._config, self._tell, weight).viewed(view)
         self._begun = time.perf_counter()
         self.swarm.run()
-        models = self.swarm.table.models()
+        models = self.models()
         for k, peer in enumerate(self._members):
             if self.swarm.finished(k):
-                self._tell(self._finished(k, peer, models[k]))
+                self._tell(self._finished(k, peer, models[k]), self.swarm.end_s)
             else:
-                self._tell(stood_still(peer, self.swarm.algorithm(k)))
+                self._tell(stood_still(peer, self.swarm.algorithm(k)), self.swarm.end_s)
         self._mail.settle()
         numbered = enumerate(self._members)
         states = {peer: self.choice.steps.state_dict(k, models[k]) for k, peer in numbered}
         outcome = self._progress.outcome(time.perf_counter() - self._started, states)
         cost = self._meter.cost(self.swarm.end_s, self.swarm.depth)
         return outcome.simulated(cost.as_json())
+
+    def models(self) -> Tensor:
+        """All peers' models as they are now, shape (peers, elements)."""
+        return self.swarm.table.models()
 
     def _swarm(self) -> StackedSwarm:
         config, first = self._config, self.choice.first
@@ -137,6 +159,7 @@ class StackedSimulation:
             traffic=self._meter,
             wire=PlainWire(wire_format, self._meter.wrote) if pairs else None,
         )
+        world.follows_swarm = follows_swarm(config) and not first.settings.is_constant
         seconds = [LOCAL_STEP_S * plan.slow_down(peer) for peer in self._members]
         bodies = Bodies(lru_cache(maxsize=8)(first.lr), seconds)  # all ask for the same step
         views = self._views
@@ -160,8 +183,8 @@ class StackedSimulation:
 
     # --- events ------------------------------------------------------------------------------
 
-    def _tell(self, event: dict[str, Any]) -> None:
-        self._progress.observe(event)
+    def _tell(self, event: dict[str, Any], at: float = 0.0) -> None:
+        self._progress.observe(event, at)
         self._listener(event)
 
     def _before_training(self, peers: Sequence[int], step: int) -> None:
@@ -169,7 +192,7 @@ class StackedSimulation:
         every = self._config.evaluation.every
         if not every or step % every or step == 0:
             return
-        models = self.swarm.table.models()
+        models = self.models()
         for k in peers:
             measured = self.choice.steps.evaluate(k, models[k])
             event = {"event": "evaluation", "peer": self._members[k], "step": step}
@@ -189,7 +212,7 @@ class StackedSimulation:
                 for (k, effect), count in zip(effects, counted, strict=True):
                     self._tell(self._step(k, effect, step) | {"models_counted": count})
             if self._mean_every and (step + 1) % self._mean_every == 0:
-                models = self.swarm.table.models()
+                models = self.models()
                 for k, _ in effects:
                     self._mean.add(step + 1, models[k])
 
@@ -217,11 +240,13 @@ class StackedSimulation:
             "local_steps": self._meter.local_steps[peer],
             "bytes_sent": self._meter.bytes_sent(peer),
             "shard": self._sites[k].shard,
+            "weight": self._weights[peer],
             "shard_digest": data.digest(),
             "notes": list(getattr(data, "notes", ())),
         }
 
 
-def _layout(config: RunConfig) -> Layout:
+def _layout(config: RunConfig, weights: Mapping[PeerId, float]) -> Layout:
     file = config.topology.file if config.topology.graph == FILE else None
-    return lay_out(config, peer_ids(config.peers), read_graph(Path(file)) if file else None)
+    graph = read_graph(Path(file)) if file else None
+    return lay_out(config, peer_ids(config.peers), graph, weights)

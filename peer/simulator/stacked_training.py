@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from peer.simulator.stacked_data import StackedData, Unstackable, first_of
 from peer.simulator.stacked_optimizer import StackedOptimizer
@@ -53,11 +54,12 @@ class LocalSteps(Protocol):
         models: Tensor,
         momenta: Tensor | None = None,
         local_steps: range | None = None,
+        at: int | None = None,
     ) -> list[float]:
         """Take the local steps of `step`, in place; returns the losses (nan if not finite).
 
         `models` and `momenta` (quasi-global) have shape (len(peers), d). `peers` is ascending.
-        `local_steps` are as in `Trainer.train`.
+        `local_steps` and `at` are as in `Trainer.train`.
         """
 
     def evaluate(self, peer: int, model: Tensor) -> dict[str, Measured]:
@@ -84,12 +86,13 @@ class OneByOne:
         models: Tensor,
         momenta: Tensor | None = None,
         local_steps: range | None = None,
+        at: int | None = None,
     ) -> list[float]:
         losses = []
         for k, (peer, model) in enumerate(zip(peers, models.unbind(), strict=True)):
             trainer = self._holding(peer, model)
             momentum = None if momenta is None else momenta[k]
-            losses.append(trainer.train(step, lr_scale, momentum, local_steps).loss)
+            losses.append(trainer.train(step, lr_scale, momentum, local_steps, at).loss)
             model.copy_(trainer.flat.vector)
         return losses
 
@@ -114,7 +117,7 @@ class Stacked:
     def __init__(self, template: Trainer, sites: Sequence[Site]) -> None:
         flat, config = template.flat, template.config
         if flat.parameters_end != flat.vector.numel() or flat.local_tensors():
-            raise Unstackable("the model has buffers")
+            raise Unstackable("the model has buffers, or parts that are not shared")
         self._template = template
         self._sites = sites
         self._shards = [template.data, *(_shard(template, site) for site in sites[1:])]
@@ -138,10 +141,11 @@ class Stacked:
         models: Tensor,
         momenta: Tensor | None = None,
         local_steps: range | None = None,
+        at: int | None = None,
     ) -> list[float]:
         config = self._template.config
         count = config.algorithm.local_steps
-        lr = self._template.lr(step) * lr_scale
+        lr = self._template.lr(step if at is None else at) * lr_scale
         chosen = None if len(peers) == len(self._sites) else torch.tensor(peers)
         total = torch.zeros(len(peers), dtype=torch.float64, device=models.device)
         draws = local_steps or range(step * count, (step + 1) * count)
@@ -182,7 +186,8 @@ class Stacked:
                 gradients, losses = self._known(models, batch)
             return gradients, losses
         leaf = models.detach().requires_grad_()
-        losses = self._losses(leaf, batch)
+        with sdpa_kernel(SDPBackend.MATH):  # of attention's kinds, the one that vmap can batch
+            losses = self._losses(leaf, batch)
         (gradients,) = torch.autograd.grad(losses.sum(), leaf)
         return gradients, losses.detach()
 
@@ -262,6 +267,8 @@ def choose(
 def _try(trainer: Trainer, sites: Sequence[Site], start: Tensor) -> tuple[Stacked | None, str]:
     """Stacked training, if its first step is that of a single peer; else why not."""
     expected = trainer.train(0).loss  # what is wrong with the task itself shows here
+    if trainer.settings.autocast:
+        return None, "cannot be stacked: optimizer.autocast"
     try:
         stacked = Stacked(trainer, sites)
         models = start.repeat(len(sites), 1)

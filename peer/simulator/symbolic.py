@@ -125,7 +125,7 @@ class SymbolicBody:
     def train(self, effect: Train) -> Trained:
         self._recorder.train(self._peer, effect)
         self._on_train()
-        rate = self._rate(effect.step) * float(effect.lr_scale)
+        rate = self._rate(effect.place) * float(effect.lr_scale)
         return Trained(effect.step, rate, self._taken(effect))
 
     def duration_s(self, effect: Train) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from peer.algorithms.core import Role
-from peer.codec import Format, roundtrip
+from peer.codec import Format, loses_nothing, roundtrip
 from peer.registers import span
 from peer.simulator.counts import Formula, Number, Numbers
 from peer.simulator.plan import Stage
@@ -146,7 +146,7 @@ class Table:
         self.device = start.device
         self._peers = peers
         self._format = wire_format
-        self._is_lossy = torch.promote_types(start.dtype, wire_format.dtype) != wire_format.dtype
+        self._is_lossy = not loses_nothing(start.dtype, wire_format)
         self.first_message = peers * (1 + len(registers))
         parts = max(trees, 1)
         self.spans = [span(start.numel(), tree, parts) for tree in range(parts)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from peer.algorithms.core import (
@@ -194,6 +194,8 @@ class Node:
                 self.feed(self.body.train(effect))
 
         self._training = True
+        if self.world.follows_swarm:
+            effect = replace(effect, at=self.world.progress())
         if self.on_train:
             self.on_train(effect)
         self.world.at(self.world.now + self.body.duration_s(effect), done)
@@ -246,6 +248,7 @@ class World:
         wire: Wire | None = None,
     ) -> None:
         self.now = 0.0
+        self.follows_swarm = False  # whether rates do: see `peer.pace`
         self.nodes: dict[PeerId, Node] = {}
         self._link = link
         self._reachable = reachable
@@ -277,6 +280,11 @@ class World:
         while self._agenda and not (until and until()):
             self.now, _, action = heapq.heappop(self._agenda)
             action()
+
+    def progress(self) -> int:
+        """How many steps the peers that live have done, in the mean."""
+        steps = [node.algorithm.step for node in self.nodes.values() if node.alive]
+        return sum(steps) // len(steps)
 
     def all_finished(self) -> bool:
         return all(node.finished_at is not None for node in self.nodes.values())
@@ -341,7 +349,7 @@ class World:
             return
         node, back = self.nodes[to], self.nodes[sender]
         back.down.discard(to)
-        verdict = node.algorithm.admit(head)
+        verdict = node.algorithm.admit(replace(head, lost=True) if flight.lost else head)
         if verdict is Verdict.EPOCH_AHEAD:
             self._arrive_at(self.now + RETRY_S, flight)
             return

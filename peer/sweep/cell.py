@@ -85,9 +85,10 @@ def run(
     every = 0 if target is None else 1
     outcome = simulate(config, data_dir, watch, mean_every=every, stacked=stacked)
     models = [peer.model for peer in outcome.peers if peer.model is not None]
-    consensus = evaluate_mean(first_trainer(config, data_dir, "cpu"), models) if models else {}
+    first = first_trainer(config, data_dir, "cpu") if models else None
+    consensus = first and evaluate_mean(first, models)
     reached = target is not None and above < config.steps and bool(models)
-    return Result(outcome, consensus, above + 1 if reached else None)
+    return Result(outcome, consensus or {}, above + 1 if reached else None)
 
 
 def base_rate(config: RunConfig, data_dir: Path | None) -> float:

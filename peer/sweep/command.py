@@ -29,11 +29,10 @@ from peer.commands import (
     Steps,
     TaskName,
     WithBaseline,
-    flag_overrides,
-    resolve,
+    overrides_in_force,
     warn,
 )
-from relayswarm.config import RunConfig
+from relayswarm.config import RunConfig, load
 from relayswarm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -135,9 +134,8 @@ def simulate(
         _trace(problem, algorithm, steps, lr, set_ or [], trace)
         return
     flags = {**given, "steps": steps, "alpha": alpha, "seed": seed}
-    overrides = [*(set_ or []), *flag_overrides(flags)]
-    overrides += [f"optimizer.lr={lr}"] if lr is not None else []
-    resolved = resolve(config, overrides, {})
+    overrides = [one.text for one in overrides_in_force(set_, {**flags, "lr": lr})]
+    resolved = load(config, overrides)
     how = _stacking(stacked)
     if axes or seeds or tune or target is not None:
         place = output or Path("sweeps") / resolved.run_id

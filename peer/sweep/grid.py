@@ -47,11 +47,6 @@ class Cell:
         content = [relayswarm.__version__, dict(self.axes), self.config.model_dump(mode="json")]
         return blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
 
-    @property
-    def seedless_key(self) -> str:
-        """The same for all cells of a combination."""
-        return Cell(self.axes, self.config.model_copy(update={"seed": 0})).key
-
 
 def parse_axis(text: str) -> Axis:
     """`KEY=VALUE,VALUE,...` as an axis. Raises ConfigError."""

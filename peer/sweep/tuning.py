@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.graph_files import read_graph
+from coordinator.stopping import higher_is_better
 from coordinator.views import FILE, lay_out
 from peer.baseline import Baseline, first_trainer, has_full_gradients, train_centralized
-from peer.outcome import Metrics, headline, higher_is_better, mean
+from peer.outcome import Metrics, headline, mean
 from peer.simulator.stacked_training import Stacking
 from peer.sweep.cell import Result, base_rate, run
 from peer.sweep.grid import Cell

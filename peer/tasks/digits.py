@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from peer.tasks.classification import ImageClassification, LabelledImages
+from peer.tasks.classification import ImageClassification, Labelled
+from peer.tasks.data_files import require_common
 from relayswarm.errors import DataError
 from relayswarm.task import Site
 
@@ -55,15 +56,16 @@ class Digits(ImageClassification):
             nn.Linear(32, 10),
         )
 
-    def train_set(self, site: Site) -> LabelledImages:  # noqa: ARG002
+    def train_set(self, site: Site) -> Labelled:
+        require_common(site, self.name)
         return _split()[0]
 
-    def test_set(self, site: Site) -> LabelledImages:  # noqa: ARG002
+    def test_set(self, site: Site) -> Labelled:  # noqa: ARG002
         return _split()[1]
 
 
 @lru_cache(maxsize=1)
-def _split() -> tuple[LabelledImages, LabelledImages]:
+def _split() -> tuple[Labelled, Labelled]:
     """(training set, test set)."""
     table = _read_table()
     labels = table[:, _PIXELS]
@@ -75,9 +77,9 @@ def _split() -> tuple[LabelledImages, LabelledImages]:
     return _images(table[~is_test]), _images(table[is_test])
 
 
-def _images(rows: NDArray[np.int64]) -> LabelledImages:
+def _images(rows: NDArray[np.int64]) -> Labelled:
     pixels = rows[:, :_PIXELS].astype(np.uint8).reshape(-1, 8, 8)
-    return LabelledImages(torch.from_numpy(pixels), torch.from_numpy(rows[:, _PIXELS].copy()))
+    return Labelled(torch.from_numpy(pixels), torch.from_numpy(rows[:, _PIXELS].copy()))
 
 
 def _read_table() -> NDArray[np.int64]:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from peer.tasks.data_files import require_common
 from relayswarm.task import Measured, Options, Site, Task
 
 _STREAM = 0x0B4  # keeps these draws apart from whatever else is seeded with the run's seed
@@ -117,6 +118,7 @@ class Quadratics(Task):
         return Point(self.options.dimension)
 
     def data(self, site: Site) -> ShardQuadratic:
+        require_common(site, self.name)
         problem = self.problem(site)
         return ShardQuadratic(problem.a[site.shard], problem.b[site.shard])
 

@@ -1,32 +1,29 @@
-"""One flat vector of which a model's parameters are views.
+"""One flat vector of which the shared part of a model are views.
 
 Nothing is copied to gather a model for sending or to put an average in place: training moves the
 vector and the driver writes into it. The vector holds the trainable parameters, then the float
-buffers (BatchNorm statistics and the like), each in the model's order.
+buffers (BatchNorm statistics and the like), each in the model's order; of both those that are
+shared, which is all of them unless the run config says otherwise (`peer.training.sharing`). Tied
+tensors are in it once, under their first name; empty ones are nowhere.
 
-What is where:
-- trainable parameters: in the vector; tied ones once, under their first name; empty ones nowhere
-- float buffers that the model saves: in the vector, after the parameters
-- frozen parameters (`requires_grad = False`), integer buffers: local, never exchanged
-- buffers that the model does not save: ignored
-The fingerprint covers the names, ties, shapes and dtypes of all but the last: peers with unequal
-fingerprints do not train the same model.
+The fingerprint covers what peers have in common: peers with unequal fingerprints do not train the
+same model.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from peer.training.sharing import Named, Role, sort
+from relayswarm.config import ShareConfig
 from relayswarm.errors import ConfigError
 
-Role = Literal["parameter", "buffer"]
+WHOLE = ShareConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,39 +55,43 @@ class _View:
 
 
 class FlatModel:
-    """A model whose parameters and float buffers are views into `vector`, shape (d,).
+    """A model whose shared parameters and float buffers are views into `vector`, shape (d,).
 
     Elements [0, parameters_end) are the parameters, the rest float buffers. `vector` is the same
-    tensor for life: write into it, never replace it. Raises ConfigError for a model that cannot
+    tensor for life: write into it, never replace it. `shared_names` are those of the tensors in it,
+    None where all that is trained is shared. Raises ConfigError for a model that cannot
     be stored so; the message names the tensor.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, share: ShareConfig = WHOLE) -> None:
         self.module = module
         _refuse_uninitialised(module)
-        parameters = _unique(module.named_parameters(remove_duplicate=False), _is_trainable)
-        buffers = _unique(_saved_buffers(module), _is_float)
-        if not parameters:
-            raise ConfigError(
-                "task.model", type(module).__name__, "has no trainable parameter", "nothing to do"
-            )
-        tensors = [(*entry, _PARAMETER) for entry in parameters]
-        tensors += [(*entry, _BUFFER) for entry in buffers]
+        sharing = sort(module, share)
+        tensors = [(*entry, _PARAMETER) for entry in sharing.parameters]
+        tensors += [(*entry, _BUFFER) for entry in sharing.buffers]
         _refuse_mixed(tensors)
-        _refuse_shared_memory(tensors)
+        _refuse_shared_memory(chain(*sharing.trained))
         self.layout = _lay_out(tensors)
         self.parameters_end = sum(spec.size for spec in self.layout if spec.role == "parameter")
         first = tensors[0][1]
         size = sum(spec.size for spec in self.layout)
         self.vector = torch.empty(size, dtype=first.dtype, device=first.device)
+        self.fingerprint = sharing.fingerprint
+        self.shared_names = None if sharing.is_whole else sharing.names
+        self._trained = _names(sharing.parameters, sharing.local_parameters)
+        self._local_parameters = _names(sharing.local_parameters)
+        self._local_buffers = {name for names, _ in sharing.local_buffers for name in names}
         self._views = self._attach(tensors)
-        self.fingerprint = _fingerprint(module)
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The trainable parameters, in the order of the vector."""
-        names = {spec.name for spec in self.layout if spec.role == "parameter"}
-        return [p for name, p in self.module.named_parameters() if name in names]
+        """The trainable parameters, local ones included, in the model's order."""
+        return [p for name, p in self.module.named_parameters() if name in self._trained]
+
+    @property
+    def local_parameters(self) -> list[Tensor]:
+        """The trainable parameters that are not in the vector."""
+        return [p for name, p in self.module.named_parameters() if name in self._local_parameters]
 
     def part(self, vector: Tensor, spec: TensorSpec) -> Tensor:
         """The view of `vector` (laid out like the model, shape (d,)) that is `spec`'s tensor."""
@@ -113,8 +114,12 @@ class FlatModel:
                 )
 
     def local_tensors(self) -> dict[str, Tensor]:
-        """Integer buffers by name: part of the state that stays with this peer."""
-        return {name: b for name, b in _saved_buffers(self.module) if not _is_float(b)}
+        """What stays with this peer and changes there, by name: integer buffers, and whatever else
+        is not shared."""
+        named = {name: p.detach() for name, p in self.module.named_parameters()}
+        local = {name: named[name] for name in named if name in self._local_parameters}
+        buffers = self.module.named_buffers(remove_duplicate=False)
+        return local | {name: buffer for name, buffer in buffers if name in self._local_buffers}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The model by the names of its own `state_dict`: detached views, no copies."""
@@ -137,7 +142,7 @@ class FlatModel:
             for name, tensor in tensors.items():
                 own[name].copy_(tensor)
 
-    def _attach(self, tensors: list[tuple[list[str], Tensor, Role]]) -> list[_View]:
+    def _attach(self, tensors: list[tuple[Sequence[str], Tensor, Role]]) -> list[_View]:
         views = []
         by_name = {spec.name: spec for spec in self.layout}
         for names, tensor, _ in tensors:
@@ -166,33 +171,12 @@ _PARAMETER: Role = "parameter"
 _BUFFER: Role = "buffer"
 
 
-def _is_trainable(tensor: Tensor) -> bool:
-    return tensor.requires_grad
+def _names(*groups: Iterable[Named]) -> frozenset[str]:
+    """First names of all that are not empty."""
+    return frozenset(names[0] for names, tensor in chain(*groups) if tensor.numel())
 
 
-def _is_float(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    saved = module.state_dict(keep_vars=True).keys()
-    for name, buffer in module.named_buffers(remove_duplicate=False):
-        if name in saved:
-            yield name, buffer
-
-
-def _unique(
-    named: Iterator[tuple[str, Tensor]], wanted: Callable[[Tensor], bool]
-) -> list[tuple[list[str], Tensor]]:
-    """Each tensor once, with all its names."""
-    entries: dict[int, tuple[list[str], Tensor]] = {}
-    for name, tensor in named:
-        if wanted(tensor):
-            entries.setdefault(id(tensor), ([], tensor))[0].append(name)
-    return list(entries.values())
-
-
-def _lay_out(tensors: list[tuple[list[str], Tensor, Role]]) -> tuple[TensorSpec, ...]:
+def _lay_out(tensors: list[tuple[Sequence[str], Tensor, Role]]) -> tuple[TensorSpec, ...]:
     specs, offset = [], 0
     for names, tensor, role in tensors:
         if tensor.numel():
@@ -209,7 +193,7 @@ def _refuse_uninitialised(module: nn.Module) -> None:
             )
 
 
-def _refuse_mixed(tensors: list[tuple[list[str], Tensor, Role]]) -> None:
+def _refuse_mixed(tensors: list[tuple[Sequence[str], Tensor, Role]]) -> None:
     first_names, first, _ = tensors[0]
     for names, tensor, _ in tensors:
         if tensor.is_complex():
@@ -219,13 +203,13 @@ def _refuse_mixed(tensors: list[tuple[list[str], Tensor, Role]]) -> None:
                 "task.model",
                 names[0],
                 f"is {tensor.dtype} while {first_names[0]} is {first.dtype}",
-                "give all parameters and float buffers one dtype",
+                "give all that is shared one dtype, or name one of them in share.exclude",
             )
 
 
-def _refuse_shared_memory(tensors: list[tuple[list[str], Tensor, Role]]) -> None:
+def _refuse_shared_memory(tensors: Iterable[Named]) -> None:
     seen: dict[int, str] = {}
-    for names, tensor, _ in tensors:
+    for names, tensor in tensors:
         if tensor.numel() == 0:
             continue
         other = seen.setdefault(tensor.data_ptr(), names[0])
@@ -236,18 +220,3 @@ def _refuse_shared_memory(tensors: list[tuple[list[str], Tensor, Role]]) -> None
                 f"shares memory with {other} but is another tensor",
                 "tie them by assigning the same Parameter",
             )
-
-
-def _fingerprint(module: nn.Module) -> int:
-    """64 bits over names, ties, shapes, dtypes and kinds of all tensors, frozen ones included."""
-    tensors = [*module.named_parameters(remove_duplicate=False), *_saved_buffers(module)]
-    first_names: dict[int, str] = {}
-    rows = []
-    for name, tensor in tensors:
-        kind = "buffer"
-        if isinstance(tensor, nn.Parameter):
-            kind = "parameter" if tensor.requires_grad else "frozen"
-        tied_to = first_names.setdefault(id(tensor), name)
-        rows.append([name, tied_to, list(tensor.shape), str(tensor.dtype), kind])
-    digest = hashlib.sha256(json.dumps(rows).encode()).digest()
-    return int.from_bytes(digest[:8], "big")

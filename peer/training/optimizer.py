@@ -15,19 +15,28 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from peer.training.schedule import Schedule
+from peer.training.schedule import DECAY_AT, DECAY_FACTOR, Schedule, learning_rate
 from relayswarm.config import OptimizerConfig, RunConfig
 from relayswarm.errors import ConfigError
 from relayswarm.task import validate_options
 
-_ANY_OPTIMIZER = ("schedule", "warmup_steps")  # defaults that outlive a change of optimizer
+_ANY_OPTIMIZER = (
+    "schedule",
+    "warmup_steps",
+    "warmup",
+    "warmup_from",
+    "decay_at",
+    "decay_factor",
+    "autocast",
+)  # defaults that outlive a change of optimizer
 _STANDARD_RATE = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 _STANDARD_DECAY = {"sgd": 0.0, "adam": 0.0, "adamw": 0.01}
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
-    """An optimizer with nothing left open. `lr` is the schedule's base rate."""
+    """An optimizer with nothing left open. `lr` is the schedule's base rate. The warm-up has
+    `warmup_steps`, or where that is 0 is the part `warmup` of the run."""
 
     name: Literal["sgd", "adam", "adamw"]
     lr: float
@@ -37,6 +46,58 @@ class OptimizerSettings:
     betas: tuple[float, float]
     schedule: Schedule
     warmup_steps: int
+    decay_at: tuple[float, ...] = DECAY_AT
+    decay_factor: float = DECAY_FACTOR
+    warmup: float = 0.0
+    warmup_from: float = 0.0
+    autocast: Literal["bfloat16", "float16"] | None = None
+
+    def warms_up_for(self, total_steps: int) -> int:
+        """Steps of the warm-up of a run of so many."""
+        return self.warmup_steps or round(self.warmup * total_steps)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the rate stays as it is."""
+        return self.schedule == "constant" and not (self.warmup_steps or self.warmup)
+
+    def describe(self, total_steps: int | None) -> str:
+        """In words; None: of a run of any length."""
+        parts = [self.name, f"lr {self.lr:g}"]
+        if self.momentum:
+            nesterov = " (Nesterov)" if self.nesterov else ""
+            parts.append(f"momentum {self.momentum:g}{nesterov}")
+        if self.weight_decay:
+            parts.append(f"weight decay {self.weight_decay:g}")
+        parts.append(self.schedule)
+        if self.schedule == "step":
+            places = " and ".join(f"{part:.3g}" for part in self.decay_at)
+            parts[-1] += f" (times {self.decay_factor:g} at {places} of the run)"
+        if warm_up := self._warm_up(total_steps):
+            since = f" from {self.warmup_from:g} of it" if self.warmup_from else ""
+            parts.append(f"warm-up of {warm_up}{since}")
+        if self.autocast:
+            parts.append(f"computed in {self.autocast}")
+        return ", ".join(parts)
+
+    def _warm_up(self, total_steps: int | None) -> str:
+        if total_steps is None and not self.warmup_steps:
+            return f"{self.warmup:.3g} of the run" if self.warmup else ""
+        steps = self.warms_up_for(total_steps or 0)
+        return f"{steps} step{'s' * (steps != 1)}" if steps else ""
+
+    def rate(self, step: int, total_steps: int) -> float:
+        """That of `step` in a run of so many."""
+        return learning_rate(
+            self.lr,
+            self.schedule,
+            step,
+            total_steps,
+            self.warms_up_for(total_steps),
+            self.decay_at,
+            self.decay_factor,
+            self.warmup_from,
+        )
 
 
 def resolve(config: OptimizerConfig, defaults: Mapping[str, Any]) -> OptimizerSettings:
@@ -45,7 +106,7 @@ def resolve(config: OptimizerConfig, defaults: Mapping[str, Any]) -> OptimizerSe
     The task's defaults are meant for the optimizer they name; if the config chooses another,
     only its schedule and warm-up are kept. Raises ConfigError for what does not fit together.
     """
-    task: OptimizerConfig = validate_options(OptimizerConfig, defaults, "task optimizer default")
+    task: OptimizerConfig = validate_options(OptimizerConfig, defaults, "task.optimizer_defaults")
     chosen = config.name or task.name or "sgd"
     merged = {
         key: value
@@ -53,6 +114,9 @@ def resolve(config: OptimizerConfig, defaults: Mapping[str, Any]) -> OptimizerSe
         if value is not None and (chosen == (task.name or "sgd") or key in _ANY_OPTIMIZER)
     }
     explicit = {key: value for key, value in config.model_dump().items() if value is not None}
+    for key, other in (("warmup", "warmup_steps"), ("warmup_steps", "warmup")):
+        if key in explicit:  # the two say the same
+            merged.pop(other, None)
     merged |= explicit
     momentum = merged.get("momentum", 0.0)
     if momentum == 0 and "nesterov" not in explicit:
@@ -66,6 +130,11 @@ def resolve(config: OptimizerConfig, defaults: Mapping[str, Any]) -> OptimizerSe
         betas=tuple(merged.get("betas", (0.9, 0.999))),
         schedule=merged.get("schedule", "constant"),
         warmup_steps=merged.get("warmup_steps", 0),
+        decay_at=tuple(merged.get("decay_at", DECAY_AT)),
+        decay_factor=merged.get("decay_factor", DECAY_FACTOR),
+        warmup=merged.get("warmup", 0.0),
+        warmup_from=merged.get("warmup_from", 0.0),
+        autocast=merged.get("autocast"),
     )
     _check(settings, explicit)
     return settings
@@ -145,6 +214,14 @@ def _check(settings: OptimizerSettings, explicit: Mapping[str, Any]) -> None:
         raise ConfigError(
             "optimizer.betas", settings.betas, "not in [0, 1)", "the usual ones are [0.9, 0.999]"
         )
+    for key in ("decay_at", "decay_factor"):
+        if key in explicit and settings.schedule != "step":
+            raise ConfigError(
+                f"optimizer.{key}",
+                explicit[key],
+                f'the schedule is "{settings.schedule}"',
+                'set optimizer.schedule = "step", or remove it',
+            )
     foreign = ("betas",) if settings.name == "sgd" else ("momentum", "nesterov")
     for key in foreign:
         if explicit.get(key):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,17 @@ from torch import Tensor
 
 from peer.training import optimizer as optimizers
 from peer.training.flat import FlatModel
+from peer.training.learner import Learner, TrainerState, TrainResult, evaluating
+from peer.training.movement import movement_of
 from peer.training.order import DataOrder
+from peer.training.precision import MixedPrecision
+from peer.training.promises import (
+    require_measured,
+    require_module,
+    require_samples,
+    require_scalar,
+)
 from peer.training.random_state import RandomState, derive_seed
-from peer.training.schedule import learning_rate
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError
 from relayswarm.task import Measured, Site, Task, TaskData
@@ -31,31 +39,20 @@ from relayswarm.task import Measured, Site, Task, TaskData
 QUASI_GLOBAL_MOMENTUM = 0.9  # unless algorithm.momentum says otherwise
 
 
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a step's local training came to.
-
-    `loss` is the mean over the local steps, nan as soon as one was not finite (training goes on).
-    `lr` is the rate used, its scale included; `seconds` the time it took, `local_steps` how many
-    there were.
-    """
-
-    loss: float
-    lr: float
-    seconds: float
-    local_steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerState:
-    """Everything that makes training go on as if never stopped: tensors and JSON values."""
-
-    tensors: Mapping[str, Tensor]
-    values: Mapping[str, Any]
-
-
-def make_site(config: RunConfig, shard: int, data_dir: Path | None = None) -> Site:
-    """The site of the peer that holds `shard` in this run."""
+def make_site(
+    config: RunConfig,
+    shard: int,
+    data_dir: Path | None = None,
+    peer_id: str = "",
+    *,
+    needs_data: bool = True,
+) -> Site:
+    """The site of the peer that holds `shard` in this run. Raises ConfigError if its data are
+    local, it needs them, and nobody says where."""
+    if needs_data and config.data.is_local and data_dir is None:
+        problem = "with data.partition = 'local' each site has data of its own"
+        remedy = "give the folder where they are: --data-dir DIR"
+        raise ConfigError("--data-dir", None, problem, remedy)
     return Site(
         shard=shard,
         shards=config.shards,
@@ -63,11 +60,19 @@ def make_site(config: RunConfig, shard: int, data_dir: Path | None = None) -> Si
         alpha=config.data.alpha,
         min_samples=config.data.min_samples,
         data_dir=data_dir,
+        peer_id=peer_id,
+        is_local=config.data.is_local,
     )
 
 
-class Trainer:
-    """Local training of one peer.
+def folder_of(config: RunConfig, data_dir: Path | None, peer_id: str) -> Path | None:
+    """A peer's data, of peers that are all on this machine: each has a subfolder of its own name,
+    where data are local."""
+    return data_dir / peer_id if data_dir and config.data.is_local else data_dir
+
+
+class Trainer(Learner):
+    """Local training of one peer on a task.
 
     The model starts from the run's seed alone, so all peers start equal; what is random in
     training comes from (seed, shard). Raises ConfigError or DataError when the task cannot be
@@ -83,32 +88,44 @@ class Trainer:
         self.device = _usable_device(device)
         self.settings = optimizers.of_run(config, task.optimizer_defaults())
         with self._random_state("model"):
-            module = task.model()
-        self.flat = FlatModel(module.to(self.device))
-        with self._random_state("data", site.shard):
-            self.data: TaskData = task.data(site)
+            module = require_module(task.model())
+        self.flat = FlatModel(module.to(self.device), config.share)
+        self.data = self.data_of(site)
         self._random = self._random_state("training", site.shard)
         self._order = DataOrder(config.seed, site.shard, len(self.data), config.data.batch_size)
         self._parameters = self.flat.parameters
         self._optimizer = optimizers.build(self.settings, self._parameters)
         self._step = optimizers.bare_step(self._optimizer)
+        autocast = self.settings.autocast
+        self._mixed = MixedPrecision(autocast, self.device) if autocast else None
+        self.movement = movement_of(
+            config.privacy,
+            tuple(spec.name for spec in self.flat.layout if spec.role == "buffer"),
+            partial(derive_seed, "noise", config.seed, site.shard)
+            if config.deterministic
+            else None,
+        )
 
-    @property
-    def fingerprint(self) -> int:
-        """64 bits that tell this model's layout from any other."""
-        return self.flat.fingerprint
+    def data_of(self, site: Site) -> TaskData:
+        """The training samples of a site. Raises ConfigError if the task gives none."""
+        with self._random_state("data", site.shard):
+            return require_samples(self.task.data(site), site)
 
     @property
     def samples(self) -> int:
         """Number of training samples of this site."""
         return len(self.data)
 
+    @property
+    def notes(self) -> Sequence[str]:
+        return tuple(getattr(self.data, "notes", ()))
+
+    def data_digest(self) -> str:
+        return self.data.digest()
+
     def lr(self, step: int) -> float:
         """The schedule's rate at `step`, before any scale."""
-        config, settings = self.config, self.settings
-        return learning_rate(
-            settings.lr, settings.schedule, step, config.steps, settings.warmup_steps
-        )
+        return self.settings.rate(step, self.config.steps)
 
     def train(
         self,
@@ -116,8 +133,10 @@ class Trainer:
         lr_scale: Any = 1,
         momentum: Tensor | None = None,
         local_steps: Iterable[int] | None = None,
+        at: int | None = None,
     ) -> TrainResult:
-        """Take the local steps of `step` on the live vector; `lr_scale` multiplies the rate.
+        """Take the local steps of `step` on the live vector; `lr_scale` multiplies the rate, which
+        is that of the schedule's step `at`, or None: of `step`.
 
         `local_steps` are their numbers, counted over the whole run, which decide on the samples;
         None means the run's own number of them, before which every step had as many. Each is asked
@@ -129,12 +148,20 @@ class Trainer:
         """
         started = time.perf_counter()
         self.flat.check_views()
-        lr = self.lr(step) * float(lr_scale)
+        lr = self.lr(step if at is None else at) * float(lr_scale)
         count = self.config.algorithm.local_steps
         draws = local_steps or range(step * count, (step + 1) * count)
-        with self._random if self.task.is_random else nullcontext():
-            losses = [self._local_step(draw, lr, momentum) for draw in draws]
-        loss = float(losses[0] if len(losses) == 1 else torch.stack(losses).double().mean())
+        before = None if self.movement is None else self.flat.vector.clone()
+        try:
+            with self._random if self.task.is_random else nullcontext():
+                losses = [self._local_step(draw, lr, momentum) for draw in draws]
+            loss = float(losses[0] if len(losses) == 1 else torch.stack(losses).double().mean())
+            if self.movement is not None and before is not None:
+                self.movement.release(before, self.flat.vector, step)
+        except BaseException:
+            if before is not None:
+                self.flat.vector.copy_(before)  # nobody may read what was not released
+            raise
         seconds = time.perf_counter() - started
         return TrainResult(loss if math.isfinite(loss) else math.nan, lr, seconds, len(losses))
 
@@ -150,21 +177,18 @@ class Trainer:
         site or another.
 
         In evaluation mode, without gradients, from a random state of its own that is the same at
-        every call. Vector, modes and training's random state are left as they were.
+        every call. Vector, modes and training's random state are left as they were. Raises
+        ConfigError if the task gives no measurements by name.
         """
         self.flat.check_views()
         module = self.flat.module
-        modes = {child: child.training for child in module.modules()}
         kept = self.flat.vector.clone() if vector is not None else None
         try:
             if vector is not None:
                 self.flat.vector.copy_(vector)
-            module.eval()
-            with torch.no_grad(), self._for_evaluation():
-                return dict(self.task.evaluate(module, site or self.site))
+            with evaluating(module), self._for_evaluation():
+                return require_measured(self.task.evaluate(module, site or self.site))
         finally:
-            for child, mode in modes.items():
-                child.training = mode
             if kept is not None:
                 self.flat.vector.copy_(kept)
 
@@ -183,6 +207,8 @@ class Trainer:
             "optimizer": self.settings.name,
             "random": random_values,
         }
+        if self._mixed is not None:
+            values["scaler"] = self._mixed.state()
         return TrainerState(tensors, values)
 
     def load_state(self, state: TrainerState) -> None:
@@ -213,6 +239,8 @@ class Trainer:
             _copy(state.tensors[name], tensor, name)
         self._load_optimizer(_under("optimizer/", state.tensors))
         self._random.load_state(_under("random/", state.tensors), state.values["random"])
+        if self._mixed is not None:
+            self._mixed.load_state(state.values["scaler"])
         with self._random:  # is it one that generators take?
             pass
 
@@ -223,13 +251,19 @@ class Trainer:
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             with torch.no_grad():
-                self._step()
+                if self._mixed is None:
+                    self._step()
+                else:
+                    self._mixed.step(self._optimizer, self._step)
         else:
             self._quasi_global_step(lr, momentum)
         return loss
 
     def _gradients(self, batch: Any) -> Tensor:
-        """Leave the gradient of `batch` in the parameters' `grad`; returns the loss."""
+        """Leave the gradient of `batch` in the parameters' `grad` (times the scale, in mixed
+        precision); returns the loss."""
+        if self._mixed is not None:
+            return self._mixed_gradients(batch, self._mixed)
         with torch.no_grad():
             known = self.task.gradients(self.flat.module, batch)
         if known is not None:
@@ -240,14 +274,17 @@ class Trainer:
         for parameter in self._parameters:
             parameter.grad = None
         loss = self.task.loss(self.flat.module, batch)
-        if loss.dim() != 0 or not loss.requires_grad:
-            raise ConfigError(
-                "task.loss",
-                tuple(loss.shape),
-                "not a scalar with a gradient",
-                "return a mean over the batch that depends on the model's parameters",
-            )
+        require_scalar(loss)
         loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _mixed_gradients(self, batch: Any, mixed: MixedPrecision) -> Tensor:
+        for parameter in self._parameters:
+            parameter.grad = None
+        with mixed.computing():
+            loss = self.task.loss(self.flat.module, batch)
+        require_scalar(loss)
+        mixed.backward(loss)
         return loss.detach()
 
     def _quasi_global_step(self, lr: float, momentum: Tensor) -> None:
@@ -258,6 +295,17 @@ class Trainer:
                 "cannot be combined with quasi-global momentum",
                 "set it to sgd or choose another algorithm",
             )
+        if self.flat.local_parameters:
+            raise ConfigError(
+                "share.exclude",
+                list(self.config.share.exclude),
+                "leaves trainable parameters out, and quasi-global momentum is of what is averaged",
+                "share all that is trained, or choose another algorithm",
+            )
+        if self._mixed is not None and self._mixed.scaler.is_enabled():
+            problem = "its scaled gradients do not go with quasi-global momentum"
+            remedy = "set it to bfloat16, or choose another algorithm"
+            raise ConfigError("optimizer.autocast", self.settings.autocast, problem, remedy)
         chosen = self.config.algorithm.momentum
         specs = [spec for spec in self.flat.layout if spec.role == "parameter"]
         momenta = [self.flat.part(momentum, spec) for spec in specs]

@@ -10,6 +10,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -17,9 +18,20 @@ from torch import Tensor
 from peer.algorithms.core import Head, Kind, PeerId
 from peer.codec.edges import Forecast
 from peer.faults import FaultPlan
-from peer.transport.contract import PAIR_KINDS, Contract, Handler, Outgoing, Reports
+from peer.transport.account import Account, CommonDigest
+from peer.transport.collectors import CollectedWay, Collectors
+from peer.transport.contract import (
+    PAIR_KINDS,
+    Contract,
+    Handler,
+    Ledger,
+    Outgoing,
+    Parcel,
+    Reports,
+)
 from peer.transport.initiator import Initiator
 from peer.transport.letter import Letter
+from peer.transport.link import Link, Way
 from peer.transport.sender import Sender
 from peer.transport.visits import Visit, Visits
 from relayswarm.net.security import PLAIN, Security
@@ -49,6 +61,8 @@ class Outbox:
         reports: Reports,
         security: Security = PLAIN,
         exchanges: Exchanges | None = None,
+        collectors: Collectors | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._me = me
         self._exchanges = exchanges
@@ -57,13 +71,17 @@ class Outbox:
         self._plan = plan
         self._reports = reports
         self._security = security
+        self._collectors = collectors or Collectors()
+        self._ledger = ledger
+        self._last_value: tuple[object, CommonDigest | None] = (None, None)  # under the guard
         self._guard = threading.Lock()
         self._addresses: dict[PeerId, str] = {}
         self._senders: dict[PeerId, Sender] = {}
         self._closed = False
 
     def set_addresses(self, addresses: Mapping[PeerId, str]) -> None:
-        """Where peers are, HOST:PORT. Messages to those not in it any more are given up."""
+        """Where peers are, HOST:PORT, '' for those that can only dial out. Messages to any others
+        are given up."""
         with self._guard:
             self._addresses = dict(addresses)
             gone = [self._senders.pop(peer) for peer in self._senders.keys() - addresses.keys()]
@@ -73,14 +91,15 @@ class Outbox:
         for peer, sender in stay:
             sender.move(addresses[peer])
 
-    def send(self, to: PeerId, head: Head, outgoing: Outgoing) -> None:
+    def send(self, to: PeerId, head: Head, outgoing: Outgoing | None) -> None:
         """Post a message; too many in its slot (neighbour, kind, tree) drop the oldest (`BACKLOG`).
 
-        A payload below 1 MiB is read here and now, a larger one while it streams.
+        A payload below 1 MiB is read here and now, a larger one while it streams. With None it is
+        announced that there is none, as of a message that is lost.
         """
         plan = self._plan
-        if plan is None or not plan.touches_messages:
-            self._post(to, Letter(head, self._contract, outgoing))
+        if plan is None or outgoing is None or not plan.touches_messages:
+            self._post(to, self._letter(to, head, outgoing))
             return
         fate = plan.fate(head.step, head.ordinal, head.tree, self._me, to)
         if not fate.lost:
@@ -135,6 +154,7 @@ class Outbox:
             sender.stop()
         for sender in senders:
             sender.join()
+        self._collectors.close()
 
     def _post_copies(
         self, to: PeerId, head: Head, outgoing: Outgoing, delays_s: Sequence[float]
@@ -143,7 +163,33 @@ class Outbox:
             delays_s = delays_s[:1]  # a call is not made twice
         shared = SharedOutgoing(outgoing, len(delays_s))
         for number, delay_s in enumerate(delays_s):
-            self._post(to, Letter(head, self._contract, shared, delay_s, extra=number > 0))
+            self._post(to, self._letter(to, head, shared, delay_s, extra=number > 0))
+
+    def _letter(
+        self,
+        to: PeerId,
+        head: Head,
+        outgoing: Outgoing | None,
+        delay_s: float = 0,
+        extra: bool = False,
+    ) -> Letter:
+        known_by = "certificate" if self._security.knows_both_ends else "name"
+        epoch = f"{head.epoch.term}.{head.epoch.number}"
+        parcel = Parcel(to, known_by, head.kind.value, epoch, head.step, attempt=0, bytes=0)
+        account = Account(self._ledger, parcel, self._common_digest(head, outgoing))
+        return Letter(head, self._contract, outgoing, delay_s, extra, account)
+
+    def _common_digest(self, head: Head, outgoing: Outgoing | None) -> CommonDigest | None:
+        """Of this payload, and of the one before it if that is equal."""
+        if self._ledger is None or outgoing is None or outgoing.value is None:
+            return None
+        value = (outgoing.value, self._contract.format_of(head.kind))
+        with self._guard:
+            last, digest = self._last_value
+            if value != last or digest is None:
+                digest = CommonDigest(self._ledger.new_digest())
+                self._last_value = value, digest
+        return digest
 
     def _post(self, to: PeerId, letter: Letter) -> None:
         if letter.head.kind is Kind.REPLY:
@@ -176,12 +222,18 @@ class Outbox:
             return None
         return self._exchanges.visits.of(initiator, head)
 
+    def _way(self, to: PeerId, address: str) -> Way:
+        if address:
+            return Link(address, self._security, to)
+        return CollectedWay(self._collectors, to)
+
     def _sender(self, to: PeerId) -> Sender | None:
         with self._guard:
             sender = self._senders.get(to)
             if sender is None and not self._closed:
                 forecast = Forecast(self._contract.lattice, self._contract.seed, to)
-                sender = self._senders[to] = Sender(to, self._reports, self._security, forecast)
+                way_to = partial(self._way, to)
+                sender = self._senders[to] = Sender(to, self._reports, way_to, forecast)
                 if to in self._addresses:
                     sender.move(self._addresses[to])
             return sender
@@ -194,6 +246,7 @@ class SharedOutgoing:
         self.sections = outgoing.sections
         self.elements = outgoing.elements
         self.lattice = outgoing.lattice
+        self.value = outgoing.value
         self._outgoing = outgoing
         self._readers = readers
         self._guard = threading.Lock()

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from peer.algorithms.core import Epoch, Head, Kind, PeerId, Verdict
 from peer.algorithms.metric_relay import MAX_METRICS, SwarmMean
-from peer.codec import Format, default_format
+from peer.codec import Bytes, Format, default_format
 from peer.codec.edges import TRAVELLING, Coding, Lattice, LatticeSetting
 from peer.codec.lattice import BITS
+from peer.healing import Hello
 from relayswarm.net.gate import Denial
 
 PROTOCOL_VERSION = 1
@@ -160,20 +161,64 @@ class Handler(Protocol):
         """What this peer shares in pairwise exchanges, shape (d,): what a partner's copy is decoded
         next to. May change while it is read."""
 
+    def objection(self, names: frozenset[str]) -> str:
+        """Why a caller with these names in its certificate may not read the model; '' if it may."""
+
     def snapshot(self) -> Snapshot:
         """The live model, copied so that training goes on. May wait for the end of a step."""
+
+    def greeted(self, hello: Hello) -> bool:
+        """A neighbour's bridge speaks. False if this run has no bridges."""
 
     def state(self) -> PeerState:
         """How this peer is doing."""
 
 
+class Parcel(NamedTuple):
+    """A payload on its way out of this peer.
+
+    `known_by` says how far the receiver's name is to be believed: `certificate`, its own word
+    (`name`), or that there is none, but an `address`. `kind` is a message's, or `model` for a
+    reader; `epoch` is TERM.NUMBER. `bytes` leave, up to the payload's end: all of it, but for a
+    reader that goes on from `offset`.
+    """
+
+    receiver: str
+    known_by: str
+    kind: str
+    epoch: str
+    step: int
+    attempt: int
+    bytes: int
+    offset: int = 0
+
+
+class Digest(Protocol):
+    """As of hashlib."""
+
+    def update(self, data: Bytes, /) -> object: ...
+    def hexdigest(self) -> str: ...
+
+
+class Ledger(Protocol):
+    """Who keeps account of what leaves. Transport threads call these."""
+
+    def new_digest(self) -> Digest:
+        """For the bytes of a payload."""
+
+    def leaving(self, parcel: Parcel, digest: str | None) -> bool:
+        """A payload is about to leave; with its digest: its last byte is. False if it must not."""
+
+
 class Outgoing(Protocol):
     """A payload: `sections` vectors of `elements` each, whose values are those of now. `lattice` is
-    how it is best written, if it was rounded to one."""
+    how it is best written, if it was rounded to one. Payloads whose `value` is equal, and not None,
+    are equal in every element."""
 
     sections: int
     elements: int
     lattice: Lattice | None
+    value: object | None
 
     def read(self, section: int, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Elements [start, stop) of a section, as a new tensor or in `out`, which is of the same

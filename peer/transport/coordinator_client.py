@@ -18,13 +18,21 @@ from typing import TypeVar
 
 import grpc
 
+from coordinator.evaluations import evaluation_in, evaluation_message
+from coordinator.member_metrics import Evaluation, Sample
+from coordinator.members import REFUSAL_KEY, Refusal
 from peer.algorithms.core import Epoch, PeerId
 from peer.algorithms.metric_relay import SwarmMean
+from peer.healing import Commit
+from peer.transport.bpdus import tree_message
 from peer.transport.channel import open_channel
 from peer.transport.topology_watch import (
     FIRST_RETRY_S,
     ID,
     LAST_RETRY_S,
+    OnNoTree,
+    OnProgress,
+    OnStop,
     OnView,
     OnWaiting,
     TopologyWatch,
@@ -46,7 +54,8 @@ log = logging.getLogger("relayswarm.peer")
 MIN_VERSION, MAX_VERSION = 1, 1
 """Range of protocol versions that this peer speaks."""
 
-CALL_TIMEOUT_S = 5.0
+CALL_TIMEOUT_S, TURN_TIMEOUT_S = 5.0, 2.0
+"""How long one is waited for who is the only one, or one of several coordinators."""
 GOODBYE_TIMEOUT_S = 2.5
 PROGRESS_EVERY_S = 5.0  # between log lines while the coordinator is away
 
@@ -56,6 +65,10 @@ SHORTEST_LEASE_S = 0.1
 
 class NoAnswerError(JoinError):
     """No coordinator answered in time; it may be back later."""
+
+
+class RunOverError(JoinError):
+    """The coordinator refuses this peer because there is nothing left for it to do."""
 
 
 T = TypeVar("T")
@@ -70,11 +83,15 @@ class JoinInfo:
     incarnation: int
     peer_id: PeerId = ""  # empty: the coordinator chooses
     address: str = ""  # HOST:PORT at which others reach it
+    dial_only: bool = False  # nobody can; there is no address
     metrics_address: str = ""
     fingerprint: int = 0
     step: int = 0  # steps that its model has done
     run_id: str = ""  # empty: whatever run the coordinator has
     known_epoch: Epoch | None = None  # it trains in, if it joins again
+    resume_points: frozenset[tuple[int, int]] = frozenset()  # (step, layout) of checkpoints
+    tree: Commit | None = None  # of that epoch, if no coordinator made it
+    weight: float = 1.0  # of its model in averages; 0: it has no data
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +130,27 @@ class Renewal:
     steps_per_s: float = 0.0
     unreachable: frozenset[PeerId] = frozenset()
     swarm: SwarmMean | None = None
+    tree: Commit | None = None  # of the epoch, if no coordinator made it
+    metrics: tuple[Sample, ...] | None = None  # of now; None: as told before
+    evaluation: Evaluation | None = None  # its last, of what may leave
 
 
 class CoordinatorClient:
-    """The line to one coordinator. Thread-safe; `close` ends whatever waits in here."""
+    """The line to a run's coordinator. Thread-safe; `close` ends whatever waits in here."""
 
     def __init__(self, address: str, security: Security = PLAIN) -> None:
-        """Prepare to talk to HOST:PORT; nothing is connected yet. Raises ConfigError if it is no
-        such address, or `security` names files that do not do."""
-        split_address(address, "--coordinator")
+        """Prepare to talk to HOST:PORT, or to whichever leads of HOST:PORT,HOST:PORT and so on;
+        nothing is connected yet. Raises ConfigError if one is no such address, or `security` names
+        files that do not do."""
+        addresses = address.split(",")
+        for one in addresses:
+            split_address(one, "--coordinator")
         self.address = address
         self._tokens = security.tokens()
-        self._channel = open_channel(address, security)
-        self._stub = pb_grpc.CoordinatorServiceStub(self._channel)
+        self._channels = [open_channel(one, security) for one in addresses]
+        self._stubs = [pb_grpc.CoordinatorServiceStub(channel) for channel in self._channels]
+        self._leading = 0  # which of them answered last
+        self._timeout_s = CALL_TIMEOUT_S if len(addresses) == 1 else TURN_TIMEOUT_S
         self._closed = threading.Event()
         self._guard = threading.Lock()
         self._watch: TopologyWatch | None = None
@@ -134,11 +159,16 @@ class CoordinatorClient:
         self._correct_lr = False
         self._away = False
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the last renewal was not answered."""
+        return self._away
+
     def join(self, info: JoinInfo, patience_s: float = 60.0) -> Joined:
         """Join, or learn about the run. Waits up to `patience_s` for a coordinator to answer.
 
-        Raises JoinError with the coordinator's words if it refuses, NoAnswerError if none answers
-        in time.
+        Raises JoinError with the coordinator's words if it refuses, RunOverError if that is because
+        all is done, NoAnswerError if none answers in time.
         """
         response = self._join_until(_join_request(info), patience_s)
         config = run_config.parse(response.run_config, source="run config of the coordinator")
@@ -157,29 +187,38 @@ class CoordinatorClient:
             donors=tuple(Donor(one.peer_id, one.address) for one in response.donors),
         )
 
-    def renew(self, renewal: Renewal) -> float | None:
+    def renew(self, renewal: Renewal, on_progress: OnProgress = lambda _: None) -> float | None:
         """Renew the lease: its length in seconds, or None if it has run out and the peer has to
-        join again. A coordinator that is away changes nothing: the length is as it was."""
+        join again. A coordinator that is away changes nothing: the length is as it was.
+        `on_progress` is called with the swarm's progress if there is an answer."""
         try:
             request = self._renew_request(renewal)
-            answer = self._call(
-                lambda: self._stub.RenewLease(
-                    request, timeout=CALL_TIMEOUT_S, metadata=self._metadata()
+            answer = self._ask(
+                lambda stub: stub.RenewLease(
+                    request, timeout=self._timeout_s, metadata=self._metadata()
                 )
             )
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
+                self._note_back()
                 return None
             self._note_away(error)
             return self._lease_s
-        if self._away:
-            log.info("the coordinator at %s is back", self.address)
-            self._away = False
+        self._note_back()
         self._lease_s = _lease_s(answer.lease_ms)
+        on_progress(answer.progress)
         return self._lease_s
 
     def watch(
-        self, peer_id: PeerId, incarnation: int, *, on_view: OnView, on_waiting: OnWaiting
+        self,
+        peer_id: PeerId,
+        incarnation: int,
+        *,
+        on_view: OnView,
+        on_waiting: OnWaiting,
+        on_no_tree: OnNoTree,
+        on_stop: OnStop = lambda _: None,
+        on_progress: OnProgress = lambda _: None,
     ) -> None:
         """Have new views, and before the first how many peers are here and needed, handed to the
         callbacks, in a thread of their own; never the same view twice, never one that is older.
@@ -197,10 +236,27 @@ class CoordinatorClient:
             correct_lr=self._correct_lr,
             on_view=on_view,
             on_waiting=on_waiting,
+            on_no_tree=on_no_tree,
+            on_stop=on_stop,
+            on_progress=on_progress,
         )
         with self._guard:
             self._watch = watch
         watch.start()
+
+    def evaluations(self) -> dict[PeerId, Evaluation | None] | None:
+        """The last evaluation of each member, those included that have finished; None for one that
+        has told none. None at all if no coordinator answers in `GOODBYE_TIMEOUT_S`."""
+        try:
+            status = self._ask(
+                lambda stub: stub.GetStatus(
+                    pb.GetStatusRequest(), timeout=GOODBYE_TIMEOUT_S, metadata=self._metadata()
+                )
+            )
+        except grpc.RpcError as error:
+            log.warning("the coordinator does not say what other sites measured (%s)", words(error))
+            return None
+        return {one.member.peer_id: evaluation_in(one) for one in status.members}
 
     def leave(self, peer_id: PeerId, incarnation: int, *, finished: bool = False) -> bool:
         """Say goodbye; `finished` if all steps are done. False if no coordinator heard it: then
@@ -227,13 +283,31 @@ class CoordinatorClient:
         """End the watch, and whoever waits for an answer."""
         self._closed.set()
         self._end_watch()
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
 
     # --- inside ----------------------------------------------------------------------------------
 
     def _metadata(self) -> Metadata:
         """The token of now."""
         return self._tokens.metadata() if self._tokens else ()
+
+    @property
+    def _stub(self) -> pb_grpc.CoordinatorServiceStub:
+        """To whom we speak."""
+        return self._stubs[self._leading]
+
+    def _ask(self, call: Callable[[pb_grpc.CoordinatorServiceStub], T]) -> T:
+        """Ask the coordinator; if it is away, the others in turn. Those that stand by do not
+        answer."""
+        for _ in self._stubs[1:]:
+            try:
+                return self._call(lambda: call(self._stub))
+            except grpc.RpcError as error:
+                if error.code() not in _AWAY:
+                    raise
+            self._leading = (self._leading + 1) % len(self._stubs)
+        return self._call(lambda: call(self._stub))
 
     def _call(self, call: Callable[[], T]) -> T:
         try:
@@ -248,10 +322,9 @@ class CoordinatorClient:
         pause_s, next_line = FIRST_RETRY_S, time.monotonic()
         while True:
             left_s = max(0.0, deadline - time.monotonic())
-            timeout_s = max(0.1, min(CALL_TIMEOUT_S, left_s))
+            timeout_s = max(0.1, min(self._timeout_s, left_s))
             try:
-                join = partial(self._stub.Join, request, timeout=timeout_s)
-                return self._call(partial(join, metadata=self._metadata()))
+                return self._ask(partial(self._join_once, request, timeout_s))
             except grpc.RpcError as error:
                 if not self._closed.is_set() and error.code() not in _AWAY:
                     raise self._refusal(error) from error
@@ -264,13 +337,19 @@ class CoordinatorClient:
                 raise JoinError("stopped while waiting for the coordinator")
             pause_s = min(2 * pause_s, LAST_RETRY_S)
 
+    def _join_once(
+        self, request: pb.JoinRequest, timeout_s: float, stub: pb_grpc.CoordinatorServiceStub
+    ) -> pb.JoinResponse:
+        return stub.Join(request, timeout=timeout_s, metadata=self._metadata())
+
     def _refusal(self, error: grpc.RpcError) -> JoinError:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             return JoinError(
                 f"--coordinator = {self.address!r}: what answers there is no relayswarm "
                 "coordinator; check the address"
             )
-        return JoinError(f"the coordinator at {self.address} refused: {words(error)}")
+        kind = RunOverError if _refusal_of(error) == Refusal.FINISHED.value else JoinError
+        return kind(f"the coordinator at {self.address} refused: {words(error)}")
 
     def _no_answer(self, patience_s: float, error: grpc.RpcError) -> NoAnswerError:
         return NoAnswerError(
@@ -291,7 +370,15 @@ class CoordinatorClient:
             steps_per_s=renewal.steps_per_s,
             unreachable=sorted(renewal.unreachable),
             swarm_metrics=swarm_message(renewal.swarm) if renewal.swarm else None,
+            tree=tree_message(renewal.tree) if renewal.tree else None,
+            metrics=None if renewal.metrics is None else _snapshot_message(renewal.metrics),
+            evaluation=evaluation_message(renewal.evaluation) if renewal.evaluation else None,
         )
+
+    def _note_back(self) -> None:
+        if self._away:
+            log.info("the coordinator at %s is back", self.address)
+        self._away = False
 
     def _note_away(self, error: grpc.RpcError) -> None:
         if not self._away and not self._closed.is_set():
@@ -342,6 +429,15 @@ def _donors_problem(response: pb.JoinResponse) -> str:
     return "" if known else "donors: not all of them are ids of peers"
 
 
+def _snapshot_message(samples: tuple[Sample, ...]) -> pb.MetricSnapshot:
+    return pb.MetricSnapshot(
+        samples=[
+            pb.MetricSample(name=one.name, labels=dict(one.labels), value=one.value)
+            for one in samples
+        ]
+    )
+
+
 def _lease_s(lease_ms: int) -> float:
     return max(lease_ms / 1000, SHORTEST_LEASE_S)
 
@@ -357,6 +453,19 @@ def _join_request(info: JoinInfo) -> pb.JoinRequest:
         model_fingerprint=info.fingerprint,
         step=info.step,
         incarnation=info.incarnation,
+        reachability=pb.REACHABILITY_DIAL_ONLY if info.dial_only else pb.REACHABILITY_BOTH,
         epoch=epoch_message(info.known_epoch) if info.known_epoch else None,
         formats=KNOWN_FORMATS,
+        resume_points=[
+            pb.ResumePoint(step=step, layout=layout)
+            for step, layout in sorted(info.resume_points, reverse=True)
+        ],
+        tree=tree_message(info.tree) if info.tree else None,
+        weight=info.weight,
     )
+
+
+def _refusal_of(error: grpc.RpcError) -> str | None:
+    """Why a join was refused, in the word that is meant for programs."""
+    told = [str(one.value) for one in error.trailing_metadata() or () if one.key == REFUSAL_KEY]
+    return told[0] if told else None

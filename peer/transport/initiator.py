@@ -11,16 +11,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 
 from peer.algorithms.core import Head, Kind, Verdict
 from peer.transport.contract import Contract, Handler, Reports
-from peer.transport.intake import Answer, Intake, Part, next_answer, next_header
+from peer.transport.intake import Answer, Intake, Part, answer_in, next_header
 from peer.transport.letter import Letter
 from peer.transport.link import NoLinkError, call_on
+from peer.transport.requests import Requests
 from peer.transport.sender import Sender, retry_s
 from peer.transport.wire import MalformedError, parse_part, verdict_of
 from relayswarm.peer.v1 import peer_pb2 as pb
@@ -169,8 +170,7 @@ class _Call:
 
     def _place(self) -> float | None:
         """One call. Returns after how many seconds to try again, if that may help."""
-        outgoing = _Requests(self._reports)
-        self._write(outgoing)
+        outgoing = Requests(self._reports)
         stream = call_on(self.sender.link, lambda link: link.exchange(outgoing))
         with self._changed:
             self._stream = stream
@@ -183,7 +183,7 @@ class _Call:
         self.sender.ended(grpc.StatusCode.OK)
         return wait_s
 
-    def _converse(self, responses: Iterator[bytes], outgoing: _Requests) -> float | None:
+    def _converse(self, responses: Iterator[bytes], outgoing: Requests) -> float | None:
         def following() -> Part:
             response = next(responses, None)
             if response is None:
@@ -191,14 +191,13 @@ class _Call:
             self._intake.handler.bytes_in(len(response))
             return parse_part(response, pb.ExchangeResponse)
 
-        answer = next_answer(following)
+        answer = self._offer(following, outgoing)
         while verdict_of(answer) is Verdict.DECODE_FAILED and self.letter.reject(
             answer.wanted_bits
         ):
             self._reports.retried(self.sender.peer, Verdict.DECODE_FAILED.name)
             self.letter.attempt += 1
-            self._write(outgoing)
-            answer = next_answer(following)
+            answer = self._offer(following, outgoing)
         verdict = verdict_of(answer)
         if verdict is Verdict.EPOCH_AHEAD:
             return retry_s(answer, self.letter.attempt)
@@ -210,7 +209,18 @@ class _Call:
                 pass
         return None
 
-    def _receive(self, following: Any, outgoing: _Requests) -> None:
+    def _offer(self, following: Callable[[], Part], outgoing: Requests) -> pb.RelayResponse:
+        """Send the header, then the payload if it is wanted; returns what became of the offer."""
+        self.letter.write_rounded()
+        wire_format, parts = self.letter.wire_format, self.letter.requests(pb.ExchangeRequest)
+        outgoing.put(iter([next(parts)]), wire_format)
+        response = following()
+        if isinstance(response, pb.ExchangeResponse) and response.proceed:
+            outgoing.put(parts, wire_format)
+            response = following()
+        return answer_in(response)
+
+    def _receive(self, following: Callable[[], Part], outgoing: Requests) -> None:
         """Take the reply, in as many tries as it needs."""
         skip = False
         while True:
@@ -225,49 +235,3 @@ class _Call:
             if not skip:
                 outgoing.end()
                 return
-
-    def _write(self, outgoing: _Requests) -> None:
-        self.letter.write_rounded()
-        outgoing.put(self.letter.requests(pb.ExchangeRequest), self.letter.wire_format)
-
-
-class _Requests:
-    """What a call sends: the parts that were put in last, and then whatever is put in next."""
-
-    def __init__(self, reports: Reports) -> None:
-        self._reports = reports
-        self._changed = threading.Condition()
-        self._parts: Iterator[bytes] | None = None
-        self._wire_format = ""
-        self._ended = False
-
-    def put(self, parts: Iterator[bytes], wire_format: str = "") -> None:
-        """Send these now; what is left of those before them is not. With a format: count them."""
-        with self._changed:
-            self._parts, self._wire_format = parts, wire_format
-            self._changed.notify_all()
-
-    def end(self) -> None:
-        """Nothing more will be put in."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    def __iter__(self) -> _Requests:
-        return self
-
-    def __next__(self) -> bytes:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._parts is not None or self._ended)
-                parts, wire_format = self._parts, self._wire_format
-            if parts is None:
-                raise StopIteration
-            part = next(parts, None)
-            if part is not None:
-                if wire_format:
-                    self._reports.bytes_out(len(part), wire_format)
-                return part
-            with self._changed:
-                if self._parts is parts:
-                    self._parts = None

@@ -22,6 +22,7 @@ from peer.transport.wire import (
     check,
     envelope,
     epoch_message,
+    parse_unary,
 )
 from relayswarm.peer.v1 import peer_pb2 as pb
 
@@ -125,6 +126,7 @@ class Reception:
 
     def __exit__(self, *exception: object) -> None:
         if not self._reported:  # cancelled, disconnected or malformed
+            self._reported = True
             self.assembly.release()
             self._handler.broken(self._head)
 
@@ -173,6 +175,24 @@ class Reception:
         return Answer(verdict)
 
 
+def take_whole(request: bytes, begin: Callable[[pb.MessageHeader], Reception | Answer]) -> Answer:
+    """Take a small message, a RelayUnaryRequest, and report it; `begin` decides on its header.
+    Raises MalformedError."""
+    message, payload = parse_unary(request)
+    if not message.HasField("header"):
+        raise MalformedError("header: missing; send one with every message")
+    reception = begin(message.header)
+    if isinstance(reception, Answer):
+        return reception
+    with reception:
+        if not message.HasField("trailer"):
+            raise MalformedError("trailer: missing; send one with every payload")
+        verdict = reception.assembly.add(0, payload)
+        if verdict is Verdict.ACCEPTED:
+            verdict = reception.assembly.finish(message.trailer.xxh3)
+        return reception.end(verdict)
+
+
 def next_header(following: Callable[[], Part], kind: Kind, *, skip: bool = False) -> Envelope:
     """The header that begins an offer or a reply; with `skip` after what is left of another try.
     Raises MalformedError for anything else."""
@@ -189,9 +209,8 @@ def next_header(following: Callable[[], Part], kind: Kind, *, skip: bool = False
     return message
 
 
-def next_answer(following: Callable[[], Part]) -> pb.RelayResponse:
+def answer_in(part: Part) -> pb.RelayResponse:
     """What the other says of a message. Raises MalformedError for anything else."""
-    part = following()
     if isinstance(part, Chunk | pb.RelayRequest) or not part.HasField("answer"):
         raise MalformedError("answer: missing; say what became of the message")
     return part.answer

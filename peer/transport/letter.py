@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeAlias
 
-import grpc
 from torch import Tensor
 from xxhash import xxh3_64, xxh3_64_intdigest
 
@@ -18,7 +17,9 @@ from peer.codec import Bytes, encode, tensor_of
 from peer.codec.edges import Forecast, Lattice, payload_bytes
 from peer.codec.lattice import BITS, BLOCK, FULL_PRECISION, Encoder
 from peer.process import compute_alone
+from peer.transport.account import Account
 from peer.transport.contract import Contract, Outgoing, Span
+from peer.transport.link import Call
 from peer.transport.wire import (
     CHUNK_BYTES,
     PREFIX_BYTES,
@@ -39,7 +40,7 @@ class Letter:
 
     How it is written is decided at each try (`write`): in the contract's format, or on the lattice.
     Without `outgoing` it is the announcement of a loss. A fault plan may want it sent `delay_s`
-    later, or an `extra` copy of it, of which nothing is reported.
+    later, or an `extra` copy of it, of which nothing is reported. `account` is told of every try.
     """
 
     def __init__(
@@ -49,17 +50,19 @@ class Letter:
         outgoing: Outgoing | None,
         delay_s: float = 0.0,
         extra: bool = False,
+        account: Account | None = None,
     ) -> None:
         self.head = head
         self.extra = extra
         self.attempt = 0
         self.not_before = time.monotonic() + delay_s  # seconds
         self.cancelled = False
-        self.call: grpc.Future[pb.RelayResponse] | None = None
+        self.call: Call | None = None
         self._contract = contract
         self._format = contract.format_of(head.kind)
         self._dtype = contract.dtype_of(head.kind)
         self._outgoing = outgoing
+        self._account = account
         self._guard = threading.Lock()  # a stream that was cancelled may be reading still
         self._sent_head = head if outgoing is not None else dataclasses.replace(head, lost=True)
         self._spans = _spans(head, contract, outgoing)
@@ -119,8 +122,10 @@ class Letter:
             self._outgoing = None
 
     def whole(self) -> bytes:
-        """A small message as one serialized RelayUnaryRequest."""
+        """A small message as one serialized RelayUnaryRequest. Raises UnrecordedError."""
         payload = b"".join(self._encoded())
+        if self._account is not None and payload:
+            self._account.whole(payload, self.attempt, self._is_plain)
         return unary_bytes(self._header(), xxh3_64_intdigest(payload), payload)
 
     def requests(
@@ -134,7 +139,10 @@ class Letter:
             return
         compute_alone()
         offset, checksum = 0, xxh3_64()
-        for request in self._chunks():
+        chunks = self._chunks()
+        if self._account is not None:
+            chunks = self._account.chunks(chunks, self._bytes, self.attempt, self._is_plain)
+        for request in chunks:
             data = memoryview(request)[PREFIX_BYTES:]
             checksum.update(data)
             offset += len(data)
@@ -142,6 +150,11 @@ class Letter:
         if offset == self._bytes:
             self.is_complete = True
             yield kind(trailer=pb.Trailer(xxh3=checksum.intdigest())).SerializeToString()
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether equal values are equal bytes, whoever they are for."""
+        return self._lattice is None
 
     @property
     def _bytes(self) -> int:

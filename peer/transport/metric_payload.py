@@ -16,6 +16,7 @@ class MetricPayload:
 
     elements = METRIC_ELEMENTS
     lattice: Lattice | None = None
+    value: object | None = None
 
     def __init__(self, sums: Sums) -> None:
         rows = [(float(s.total), float(s.weight), float(s.peers)) for s in sums.values()]

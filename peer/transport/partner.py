@@ -11,10 +11,12 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 
 from peer.algorithms.core import Head, Kind, PeerId, Verdict
-from peer.transport.intake import Answer, Intake, Part, next_answer, next_header
+from peer.transport.intake import Answer, Intake, Part, Reception, answer_in, next_header
 from peer.transport.visits import Visit
 from peer.transport.wire import Envelope, MalformedError, verdict_of
 from relayswarm.peer.v1 import peer_pb2 as pb
+
+PROCEED = pb.ExchangeResponse(proceed=True).SerializeToString()
 
 
 class Partner:
@@ -55,8 +57,11 @@ class Partner:
     def _take(self, offer: Envelope, visit: Visit) -> Iterator[bytes]:
         """Take the offer, in as many tries as it needs."""
         while True:
-            reception = self._intake.start(offer)
-            answer = reception if isinstance(reception, Answer) else reception.take(self._following)
+            answer = self._intake.start(offer)
+            if isinstance(answer, Reception):
+                with answer as reception:
+                    yield PROCEED
+                    answer = reception.take(self._following)
             visit.is_taken = answer.verdict is Verdict.ACCEPTED
             yield self._response(answer)
             if answer.verdict is not Verdict.DECODE_FAILED:
@@ -77,7 +82,7 @@ class Partner:
             for response in letter.requests(pb.ExchangeResponse):
                 reports.bytes_out(len(response), letter.wire_format)
                 yield response
-            answer = next_answer(self._following)
+            answer = answer_in(self._following())
             verdict = verdict_of(answer)
             if verdict is not Verdict.DECODE_FAILED or not letter.reject(answer.wanted_bits):
                 visit.verdict = verdict

@@ -14,7 +14,9 @@ from torch import Tensor
 from xxhash import xxh3_64
 
 from peer.codec import Format, is_finite
+from peer.model_files import fingerprint_text
 from peer.transport.wire import FORMAT_OF, Chunk, MalformedError, parse_response
+from relayswarm import __version__
 from relayswarm.errors import ConfigError
 from relayswarm.peer.v1 import peer_pb2 as pb
 
@@ -41,7 +43,7 @@ class RemoteModel:
 
 
 def save_model(model: RemoteModel, path: Path) -> None:
-    """Write a safetensors file with step, run id and peer id as metadata; whole or not at all.
+    """Write a safetensors file, with what is known of the model as metadata; whole or not at all.
 
     Raises ConfigError if it cannot be written.
     """
@@ -50,6 +52,8 @@ def save_model(model: RemoteModel, path: Path) -> None:
         "step": str(model.step),
         "run_id": model.run_id,
         "peer_id": model.peer_id,
+        "model_fingerprint": fingerprint_text(model.fingerprint),
+        "relayswarm_version": __version__,
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -11,18 +11,18 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 
 from peer.algorithms.core import Head, Kind, PeerId, Verdict
 from peer.codec.edges import Forecast
 from peer.process import compute_alone
+from peer.transport.account import UnrecordedError
 from peer.transport.contract import Reports
 from peer.transport.letter import Letter, Slot
-from peer.transport.link import Link, NoLinkError, call_on
-from peer.transport.wire import verdict_of
-from relayswarm.net.security import Security
+from peer.transport.link import NoLinkError, Way, call_on
+from peer.transport.wire import verdict_of, whole_part
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 BACKLOG = 3
@@ -46,19 +46,19 @@ log = logging.getLogger(__name__)
 
 
 class Sender:
-    """Sends to `peer`, to whatever address it was last said to have."""
+    """Sends to `peer`, at whatever address it was last said to have; `way_to` it is made."""
 
     def __init__(
-        self, peer: PeerId, reports: Reports, security: Security, forecast: Forecast
+        self, peer: PeerId, reports: Reports, way_to: Callable[[str], Way], forecast: Forecast
     ) -> None:
         self.peer = peer
-        self._security = security
+        self._way_to = way_to
         self._reports = reports
         self._forecast = forecast  # the thread's alone
         self._changed = threading.Condition()
         self._slots: defaultdict[Slot, deque[Letter]] = defaultdict(deque)
         self._under_way: Letter | None = None
-        self._link: Link | None = None
+        self._link: Way | None = None
         self._not_before = 0.0  # no attempt sooner, monotonic seconds
         self._backoff_s = FIRST_BACKOFF_S
         self._down = False
@@ -90,14 +90,14 @@ class Sender:
         with self._changed:
             if self._closed or (self._link is not None and self._link.address == address):
                 return
-            old, self._link = self._link, Link(address, self._security, self.peer)
+            old, self._link = self._link, self._way_to(address)
             self._not_before, self._backoff_s = 0.0, FIRST_BACKOFF_S
             self._changed.notify_all()
         if old is not None:
             old.close()
 
     @property
-    def link(self) -> Link | None:
+    def link(self) -> Way | None:
         """For a call of another thread's to the same peer, whose end it tells with `ended`."""
         with self._changed:
             return self._link
@@ -186,6 +186,8 @@ class Sender:
                 response = self._exchange(letter, link)
             except grpc.RpcError as error:
                 self._failed(letter, error.code())
+            except UnrecordedError:
+                self._finish(letter, None)
             except (grpc.FutureCancelledError, NoLinkError):
                 cut_off = link is not None
                 code = grpc.StatusCode.CANCELLED if cut_off else grpc.StatusCode.UNAVAILABLE
@@ -193,7 +195,7 @@ class Sender:
             else:
                 self._answered(letter, response)
 
-    def _next(self) -> tuple[Letter | None, Link | None] | None:
+    def _next(self) -> tuple[Letter | None, Way | None] | None:
         """Wait for the next letter that may be sent, for a time without any, or for the end."""
         with self._changed:
             while not self._closed:
@@ -209,11 +211,11 @@ class Sender:
                 self._changed.wait(wait_s)
         return None
 
-    def _probe(self, link: Link | None) -> None:
+    def _probe(self, link: Way | None) -> None:
         """Is the peer still there? Who has sent all he has, and waits for a neighbour's message,
         would not notice its death otherwise."""
         try:
-            call_on(link, lambda link: link.get_state(pb.GetStateRequest(), timeout=PROBE_AFTER_S))
+            call_on(link, lambda link: link.probe(PROBE_AFTER_S))
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 self._missed()
@@ -222,22 +224,26 @@ class Sender:
         else:
             self._reached()
 
-    def _exchange(self, letter: Letter, link: Link | None) -> pb.RelayResponse:
+    def _exchange(self, letter: Letter, link: Way | None) -> pb.RelayResponse:
         letter.write(self._forecast)
-        if letter.small:
+        if link is not None and letter.small:
             request = letter.whole()
-            response = call_on(link, lambda link: link.unary(request, timeout=UNARY_TIMEOUT_S))
-            self._reports.bytes_out(len(request), letter.wire_format)
-            return response.response
-        call = call_on(link, lambda link: link.stream.future(self._counted(letter)))
+            if link.send_whole is not None:
+                response = call_on(link.send_whole, lambda send: send(request, UNARY_TIMEOUT_S))
+                self._reports.bytes_out(len(request), letter.wire_format)
+                return response
+            requests = iter([whole_part(request)])
+        else:
+            requests = letter.requests()
+        call = call_on(link, lambda link: link.send(self._counted(letter, requests)))
         with self._changed:
             letter.call = call
             if letter.cancelled:
                 call.cancel()
         return call.result()
 
-    def _counted(self, letter: Letter) -> Iterator[bytes]:
-        for request in letter.requests():
+    def _counted(self, letter: Letter, requests: Iterator[bytes]) -> Iterator[bytes]:
+        for request in requests:
             self._reports.bytes_out(len(request), letter.wire_format)
             yield request
 

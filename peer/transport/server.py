@@ -7,7 +7,8 @@ or a status, and never stops the server.
 
 from __future__ import annotations
 
-from peer.transport.contract import Contract, Handler
+from peer.transport.collectors import STREAMS, Collectors
+from peer.transport.contract import Contract, Handler, Ledger
 from peer.transport.intake import Intake
 from peer.transport.service import PeerService
 from peer.transport.visits import Visits
@@ -35,12 +36,16 @@ class PeerServer:
         security: Security = PLAIN,
         *,
         visits: Visits | None = None,
+        collectors: Collectors | None = None,
         reflection: bool = False,
         max_workers: int = MAX_WORKERS,
         stall_s: float = STALL_S,
+        ledger: Ledger | None = None,
     ) -> None:
         intake, gate = Intake(handler, contract), Gate(None, handler.denied)
-        service = PeerService(intake, visits or Visits(), gate).rpc_handler()
+        service = PeerService(
+            intake, visits or Visits(), collectors or Collectors(), gate, ledger
+        ).rpc_handler()
         self._server = Server(
             SERVICE,
             lambda server: server.add_generic_rpc_handlers((service,)),
@@ -48,6 +53,7 @@ class PeerServer:
             security,
             handler.denied,
             threads=max_workers,
+            kept=STREAMS,
             largest_message=MESSAGE_LIMIT,
             reflection=reflection,
             stall_s=stall_s,
@@ -57,6 +63,10 @@ class PeerServer:
     def start(self) -> None:
         """Begin to serve."""
         self._server.start()
+
+    def answer_as(self, name: str) -> None:
+        """Say that a service of that name is healthy here: a caller can tell by it who answers."""
+        self._server.answer_as(name)
 
     def stop(self, grace_s: float = 1.0) -> None:
         """Take no more calls, let those under way end within `grace_s`, then cut them off."""

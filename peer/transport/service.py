@@ -12,11 +12,14 @@ from typing import Any, NoReturn
 
 import grpc
 
-from peer.algorithms.core import Head, PeerId, Verdict
-from peer.transport.contract import PAIR_KINDS
-from peer.transport.intake import Answer, Intake, Part, Reception
+from peer.algorithms.core import Epoch, Head, PeerId
+from peer.transport.account import Account
+from peer.transport.bpdus import parse_hello
+from peer.transport.collectors import Collectors
+from peer.transport.contract import PAIR_KINDS, Ledger, Parcel
+from peer.transport.intake import Answer, Intake, Part, Reception, take_whole
 from peer.transport.partner import Partner
-from peer.transport.snapshots import BusyError, ForgottenError, SnapshotShelf
+from peer.transport.snapshots import BusyError, ForgottenError, KeptSnapshot, SnapshotShelf
 from peer.transport.visits import Visit, Visits
 from peer.transport.wire import (
     SERVICE,
@@ -26,21 +29,30 @@ from peer.transport.wire import (
     envelope,
     epoch_message,
     parse_part,
-    parse_unary,
     swarm_message,
 )
-from relayswarm.net.gate import Denial, Gate
+from relayswarm.net.bounds import Incoming
+from relayswarm.net.gate import Denial, Gate, certified_names
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 
 class PeerService:
     """The calls of PeerService, on bytes: payloads are read in place."""
 
-    def __init__(self, intake: Intake, visits: Visits, gate: Gate) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        visits: Visits,
+        collectors: Collectors,
+        gate: Gate,
+        ledger: Ledger | None = None,
+    ) -> None:
         self._intake, self._visits, self._gate = intake, visits, gate
+        self._collectors = collectors
         self._handler = handler = intake.handler
         self._contract = intake.contract
         self._shelf = SnapshotShelf(handler.snapshot)
+        self._ledger = ledger
 
     def rpc_handler(self) -> grpc.GenericRpcHandler:
         """The methods by name, for `grpc.Server.add_generic_rpc_handlers`."""
@@ -52,6 +64,7 @@ class PeerService:
                 self.relay_unary, response_serializer=pb.RelayUnaryResponse.SerializeToString
             ),
             "Exchange": grpc.stream_stream_rpc_method_handler(self.exchange),
+            "Collect": grpc.stream_stream_rpc_method_handler(self.collect),
             "ReadModel": grpc.unary_stream_rpc_method_handler(
                 self.read_model, request_deserializer=pb.ReadModelRequest.FromString
             ),
@@ -59,6 +72,11 @@ class PeerService:
                 self.get_state,
                 request_deserializer=pb.GetStateRequest.FromString,
                 response_serializer=pb.GetStateResponse.SerializeToString,
+            ),
+            "SendBpdu": grpc.unary_unary_rpc_method_handler(
+                self.send_bpdu,
+                request_deserializer=pb.SendBpduRequest.FromString,
+                response_serializer=pb.SendBpduResponse.SerializeToString,
             ),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -81,19 +99,7 @@ class PeerService:
 
     def _take_unary(self, request: bytes, context: grpc.ServicerContext) -> Answer:
         self._handler.bytes_in(len(request))
-        message, payload = parse_unary(request)
-        if not message.HasField("header"):
-            raise MalformedError("header: missing; send one with every message")
-        reception = self._begin(message.header, context)
-        if isinstance(reception, Answer):
-            return reception
-        with reception:
-            if not message.HasField("trailer"):
-                raise MalformedError("trailer: missing; send one with every payload")
-            verdict = reception.assembly.add(0, payload)
-            if verdict is Verdict.ACCEPTED:
-                verdict = reception.assembly.finish(message.trailer.xxh3)
-            return reception.end(verdict)
+        return take_whole(request, lambda header: self._begin(header, context))
 
     def _take_stream(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Answer:
         first = self._next(requests, pb.RelayRequest)
@@ -150,6 +156,27 @@ class PeerService:
         except MalformedError as error:
             self._refuse_malformed(context, error)
 
+    def collect(self, requests: Incoming, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """A neighbour that can only dial out offers a stream for calls of this peer's."""
+        try:
+            first = self._next(requests, pb.CollectRequest)
+            if not isinstance(first, pb.CollectRequest) or not first.HasField("collector"):
+                raise MalformedError("collector: missing; say who collects in the first request")
+        except MalformedError as error:
+            self._refuse_malformed(context, error)
+        collector = first.collector
+        self._require_run(collector.run_id, context)
+        self._gate.speaks_for(context, collector.peer_id)
+        stream = self._collectors.open(collector, requests, context)
+        if stream is None:
+            text = f"peer_id = {collector.peer_id[:64]!r}: in this life no neighbour that can only "
+            text += "dial out, in this peer's present view; try again once it has yours"
+            self._deny(context, grpc.StatusCode.FAILED_PRECONDITION, Denial.STRANGER, text)
+        requests.free()
+        yield from stream.parts()
+        if not stream.is_used:
+            context.abort(grpc.StatusCode.ABORTED, "no call came: a later stream takes its place")
+
     # --- state and model ----------------------------------------------------------------------
 
     def get_state(
@@ -172,23 +199,61 @@ class PeerService:
             swarm_metrics=swarm_message(state.swarm) if state.swarm else None,
         )
 
+    def send_bpdu(
+        self, request: pb.SendBpduRequest, context: grpc.ServicerContext
+    ) -> pb.SendBpduResponse:
+        """A neighbour's bridge speaks."""
+        self._require_run(request.run_id, context)
+        try:
+            hello = parse_hello(request)
+        except MalformedError as error:
+            self._refuse_malformed(context, error)
+        self._gate.speaks_for(context, hello.seat.peer)
+        if not self._handler.greeted(hello):
+            text = "topology.self_heal: not set in this run; send no BPDUs"
+            self._deny(context, grpc.StatusCode.FAILED_PRECONDITION, Denial.RUN, text)
+        return pb.SendBpduResponse()
+
+    def _require_run(self, run_id: str, context: grpc.ServicerContext) -> None:
+        if run_id != self._contract.run_id:
+            text = f"run_id = {run_id[:64]!r}: this peer trains {self._contract.run_id!r}"
+            self._deny(context, grpc.StatusCode.FAILED_PRECONDITION, Denial.RUN, text)
+
     def read_model(
         self, request: pb.ReadModelRequest, context: grpc.ServicerContext
     ) -> Iterator[bytes]:
         """The model from an immutable snapshot."""
-        if request.run_id != self._contract.run_id:
-            text = f"run_id = {request.run_id[:64]!r}: this peer trains {self._contract.run_id!r}"
-            self._deny(context, grpc.StatusCode.FAILED_PRECONDITION, Denial.RUN, text)
+        self._require_run(request.run_id, context)
+        names = certified_names(context)
+        objection = self._handler.objection(names)
+        if objection:
+            self._deny(context, grpc.StatusCode.PERMISSION_DENIED, Denial.LAW, objection)
         try:
             with self._shelf.reading(request.snapshot_id) as kept:
                 if request.offset > len(kept.payload):
                     text = f"offset = {request.offset}: the model has {len(kept.payload)} bytes"
                     self._deny(context, grpc.StatusCode.OUT_OF_RANGE, Denial.MALFORMED, text)
-                peer = self._handler.state().peer_id
-                yield from kept.responses(self._contract, peer, request.offset)
+                state = self._handler.state()
+                account = self._account(kept, request.offset, state.epoch, names, context)
+                yield from kept.responses(self._contract, state.peer_id, request.offset, account)
         except ForgottenError:
             text = f"snapshot_id = {request.snapshot_id}: forgotten; ask for a new one with 0"
             self._deny(context, grpc.StatusCode.NOT_FOUND, Denial.FORGOTTEN, text)
         except BusyError:
             text = "too many are reading this peer's model; try again later, or another peer"
             self._deny(context, grpc.StatusCode.RESOURCE_EXHAUSTED, Denial.BUSY, text)
+
+    def _account(
+        self,
+        kept: KeptSnapshot,
+        offset: int,
+        epoch: Epoch,
+        names: frozenset[str],
+        context: grpc.ServicerContext,
+    ) -> Account:
+        receiver, known_by = ", ".join(sorted(names)), "certificate"
+        if not names:
+            receiver, known_by = str(context.peer()), "address"
+        when = f"{epoch.term}.{epoch.number}"
+        step = kept.snapshot.step
+        return Account(self._ledger, Parcel(receiver, known_by, "model", when, step, 0, 0, offset))

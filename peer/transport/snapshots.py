@@ -20,8 +20,9 @@ from xxhash import xxh3_64_intdigest
 
 from peer.algorithms.core import PeerId
 from peer.codec import bytes_of, default_format
+from peer.transport.account import Account
 from peer.transport.contract import Contract, Snapshot
-from peer.transport.wire import CHUNK_BYTES, FORMATS, chunk_bytes
+from peer.transport.wire import CHUNK_BYTES, FORMATS, PREFIX_BYTES, chunk_bytes
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 KEPT = 2
@@ -57,13 +58,23 @@ class KeptSnapshot:
         """Checksum of the whole payload."""
         return xxh3_64_intdigest(self.payload)
 
-    def responses(self, contract: Contract, peer: PeerId, offset: int) -> Iterator[bytes]:
-        """Header, chunks from `offset` on, trailer; serialized."""
+    def responses(
+        self, contract: Contract, peer: PeerId, offset: int, account: Account
+    ) -> Iterator[bytes]:
+        """Header, chunks from `offset` on, trailer; serialized. Ends early if `account` does."""
         yield pb.ReadModelResponse(header=self._header(contract, peer)).SerializeToString()
-        for start in range(offset, len(self.payload), CHUNK_BYTES):
-            yield chunk_bytes(start, self.payload[start : start + CHUNK_BYTES])
+        left = len(self.payload) - offset
+        for chunk in account.chunks(self._chunks(offset), left, 0):
+            left -= len(chunk) - PREFIX_BYTES
+            yield chunk
+        if left:
+            return
         trailer = pb.Trailer(xxh3=self.xxh3)
         yield pb.ReadModelResponse(trailer=trailer).SerializeToString()
+
+    def _chunks(self, offset: int) -> Iterator[bytes]:
+        for start in range(offset, len(self.payload), CHUNK_BYTES):
+            yield chunk_bytes(start, self.payload[start : start + CHUNK_BYTES])
 
     def _header(self, contract: Contract, peer: PeerId) -> pb.ModelHeader:
         return pb.ModelHeader(

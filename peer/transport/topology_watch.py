@@ -34,8 +34,15 @@ ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 OnView: TypeAlias = Callable[[View, dict[PeerId, str]], None]
 """Called with a view, and the address of each of its members."""
+OnStop: TypeAlias = Callable[[int], None]
+"""Called with the step before which the run ends; more than once."""
 OnWaiting: TypeAlias = Callable[[int, int], None]
 """Called with how many peers are present, and needed."""
+OnProgress: TypeAlias = Callable[[float], None]
+"""Called with how many steps the swarm's peers have done in the mean; before a view, if that tells
+it."""
+OnNoTree: TypeAlias = Callable[[str], None]
+"""Called with why the run cannot go on. Nothing is called after that."""
 
 
 class Stream(Protocol):
@@ -57,12 +64,16 @@ class TopologyWatch:
         correct_lr: bool,
         on_view: OnView,
         on_waiting: OnWaiting,
+        on_no_tree: OnNoTree,
+        on_stop: OnStop = lambda _: None,
+        on_progress: OnProgress = lambda _: None,
     ) -> None:
         """Hand views after the epoch `seen` to the callbacks. `open_stream` asks the coordinator;
         `correct_lr` hands out the trees' learning-rate factor."""
         self._open_stream, self._me = open_stream, me
         self._seen, self._correct_lr = seen, correct_lr
-        self._on_view, self._on_waiting = on_view, on_waiting
+        self._on_view, self._on_waiting, self._on_no_tree = on_view, on_waiting, on_no_tree
+        self._on_stop, self._on_progress = on_stop, on_progress
         self._ended = threading.Event()
         self._guard = threading.Lock()
         self._stream: Stream | None = None
@@ -109,6 +120,9 @@ class TopologyWatch:
             return
         if response.HasField("waiting"):
             self._on_waiting(response.waiting.present, response.waiting.needed)
+        if response.no_tree:
+            self._ended.set()
+            self._on_no_tree(shortened(response.no_tree))
         if not response.HasField("view"):
             return
         try:
@@ -116,9 +130,12 @@ class TopologyWatch:
         except (ValueError, ConfigError) as error:
             log.warning("a view that cannot be is passed over: %s", shortened(str(error)))
             return
+        if response.view.stop_step:
+            self._on_stop(response.view.stop_step)
         if view.epoch.age <= self._seen.age:
             return  # told again after the stream was mended
         self._seen = view.epoch
+        self._on_progress(response.view.progress)
         _log(view, shortened(response.view.reason))
         self._on_view(view, {member.peer_id: member.address for member in response.view.members})
 
@@ -156,6 +173,14 @@ def to_view(message: pb.View, me: PeerId, *, correct_lr: bool = False) -> View:
         mixing={entry.peer_id: entry.weight for entry in message.mixing},
         lr_scale=Fraction(message.lr_factor) if correct_lr else 1,
         diameter=message.diameter,
+        layout=message.layout,
+        resumes=message.resumes,
+        weights=dict(zip((m.peer_id for m in message.members), message.weights, strict=False)),
+        weight_behind=tuple(
+            {k.peer_id: k.weight for k in tree.neighbours}
+            for tree in message.trees
+            if message.weights
+        ),
     )
 
 
@@ -163,7 +188,8 @@ def _check(message: pb.View, me: PeerId) -> None:
     """A peer must not stumble over what its coordinator says."""
     members = {member.peer_id for member in message.members}
     for member in message.members:
-        split_address(member.address, f"address of {member.peer_id}")
+        if member.address:  # else it can only dial out
+            split_address(member.address, f"address of {member.peer_id}")
     behind = [neighbour for tree in message.trees for neighbour in tree.neighbours]
     mixed = [entry.peer_id for entry in message.mixing]
     named = {me, *message.neighbours, *mixed, *(one.peer_id for one in behind)}
@@ -173,6 +199,12 @@ def _check(message: pb.View, me: PeerId) -> None:
         raise ValueError(f"members = {sorted(members)}: not those that it names, or some twice")
     if len(message.trees) > MAX_TREES or any(not 0 < k.behind < len(members) for k in behind):
         raise ValueError("trees: more than there can be, or other counts than of members")
+    if message.weights and len(message.weights) != len(members):
+        raise ValueError("weights: not one for each member")
+    if not all(
+        0 <= weight < math.inf for weight in (*message.weights, *(k.weight for k in behind))
+    ):
+        raise ValueError("weights: not all of them are numbers of 0 or more")
     if not all(math.isfinite(entry.weight) for entry in message.mixing):
         raise ValueError("mixing: a weight is not finite")
     if not _RATIO.fullmatch(message.lr_factor):

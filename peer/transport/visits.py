@@ -99,7 +99,7 @@ class Visits:
         self._visits: dict[PeerId, Visit] = {}  # by initiator
 
     @contextmanager
-    def open(self, offer: Head, context: grpc.ServicerContext) -> Iterator[Visit | None]:
+    def open(self, offer: Head, context: grpc.RpcContext) -> Iterator[Visit | None]:
         """A call comes in; None if there is no room for it. An earlier one of the same initiator is
         over: it makes one at a time."""
         visit = Visit(offer, context.cancel)

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from peer.algorithms.core import Epoch, Head, Kind, Verdict
+from peer.algorithms.core import Epoch, Head, Kind, Mean, Verdict
 from peer.algorithms.metric_relay import MAX_METRICS, MAX_NAME, SwarmMean
 from peer.codec import Bytes, Format
 from peer.codec.edges import Coding, Lattice, payload_bytes
@@ -53,6 +53,7 @@ FORMAT_OF: dict[int, Format] = {number: fmt for fmt, number in FORMATS.items()}
 
 _OFFSET_TAG = b"\x09"  # field 1, fixed64
 _DATA_TAG = b"\x82\x01"  # field 16, length-delimited
+_WHOLE_TAG = b"\x8a\x01"  # field 17, length-delimited
 _DATA_FIELD, _LENGTH_DELIMITED = 16, 2
 _WIDTHS = {1: 8, 5: 4}  # bytes of fixed64 and fixed32
 _LENGTH_BYTES = 5  # a varint padded to this; holds lengths below 2^35
@@ -117,9 +118,11 @@ def header(
         codec=_codec(coding),
         payload_bytes=sum(payload_bytes(coding, 1, span.elements) for span in sections),
         lost=head.lost,
+        left=head.left,
         attempt=attempt,
         exchange_number=head.exchange,
         model_fingerprint=contract.fingerprint,
+        mean=_mean_message(head.mean) if head.mean else None,
     )
 
 
@@ -194,7 +197,7 @@ def _head(message: pb.MessageHeader) -> Head:
     return Head(
         sender=message.sender,
         incarnation=message.incarnation,
-        epoch=Epoch(message.epoch.term, message.epoch.number, message.epoch.digest),
+        epoch=_epoch(message.epoch),
         step=message.step,
         kind=_KIND_OF[message.kind],
         round=message.round,
@@ -202,9 +205,34 @@ def _head(message: pb.MessageHeader) -> Head:
         count=message.count,
         weight=message.weight,
         lost=message.lost,
+        left=message.lost and message.left,
         exchange=message.exchange_number,
         metrics=tuple(section.metric for section in metrics),
+        mean=_mean(message),
     )
+
+
+def _mean_message(mean: Mean) -> pb.Mean:
+    weights = [float(mean.weights[peer]) for peer in mean.members] if mean.weights else []
+    return pb.Mean(epoch=epoch_message(mean.epoch), members=mean.members, weights=weights)
+
+
+def _mean(message: pb.MessageHeader) -> Mean | None:
+    """Raises MalformedError if it does not say what each model weighs, or no number does."""
+    if not message.HasField("mean"):
+        return None
+    mean = message.mean
+    if len(mean.weights) not in (0, len(mean.members)):
+        text = f"mean.weights: {len(mean.weights)} of them, for {len(mean.members)} members"
+        raise MalformedError(f"{text}; send one for each, or none")
+    if not all(map(math.isfinite, mean.weights)):
+        raise MalformedError("mean.weights: not all finite; send what models weigh")
+    weights = dict(zip(mean.members, mean.weights, strict=False))
+    return Mean(_epoch(mean.epoch), (*mean.members,), weights)
+
+
+def _epoch(message: pb.Epoch) -> Epoch:
+    return Epoch(message.term, message.number, message.digest)
 
 
 def epoch_message(epoch: Epoch) -> pb.Epoch:
@@ -293,7 +321,9 @@ class OpenChunk:
         return self._stream.getvalue()  # its own memory, as nobody else can write to it now
 
 
-AnyPart = TypeVar("AnyPart", pb.RelayRequest, pb.ExchangeRequest, pb.ExchangeResponse)
+AnyPart = TypeVar(
+    "AnyPart", pb.RelayRequest, pb.ExchangeRequest, pb.ExchangeResponse, pb.CollectRequest
+)
 
 
 def parse_part(data: bytes, kind: type[AnyPart]) -> Chunk | AnyPart:
@@ -351,6 +381,22 @@ def parse_unary(request: bytes) -> tuple[pb.RelayUnaryRequest, memoryview]:
     if message.data:  # a repeated field: by protobuf's rule the last one counts
         return message, memoryview(message.data)
     return message, memoryview(request)[_UNARY_PREFIX.size : end]
+
+
+def whole_part(request: bytes) -> bytes:
+    """A `RelayUnaryRequest` for a collector."""
+    return pb.CollectResponse(whole=request).SerializeToString()
+
+
+def whole_in(part: bytes) -> bytes | None:
+    """The small message that a collector was sent whole, as one RelayUnaryRequest; None: it was
+    not. Raises MalformedError if there is anything else with it."""
+    if not part.startswith(_WHOLE_TAG):
+        return None
+    length, begin = _varint(part, len(_WHOLE_TAG))
+    if begin + length != len(part):
+        raise MalformedError("whole: not alone; send a whole message in a part of its own")
+    return part[begin:]
 
 
 def _payload_end(request: bytes) -> int | None:

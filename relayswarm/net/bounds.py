@@ -44,11 +44,17 @@ class Pace:
         self._cut = cut
         self._stall_s = stall_s
         self._budget_s = stall_s
+        self._is_free = False
 
     def wait(self, now: float) -> None:
         """From now on the caller is waited for."""
         self.since = now
-        self.deadline = now + min(self._stall_s, self._budget_s)
+        if not self._is_free:
+            self.deadline = now + min(self._stall_s, self._budget_s)
+
+    def free(self) -> None:
+        """From now on the caller may take its time."""
+        self._is_free, self.deadline = True, None
 
     def cut(self) -> None:
         """It has not got on."""
@@ -59,6 +65,21 @@ class Pace:
         """It has sent, or taken, so many bytes."""
         self.deadline = None
         self._budget_s += count / SLOWEST_BYTES_PER_S - (now - self.since)
+
+
+class Incoming(Iterator[Any]):
+    """The requests of a call, as they come."""
+
+    def __init__(self, requests: Iterator[Any], pace: Pace) -> None:
+        self._requests, self._pace = requests, pace
+
+    def __next__(self) -> Any:
+        """The next one, waited for no longer than the caller may keep a thread waiting."""
+        return next(self._requests)
+
+    def free(self) -> None:
+        """Let the caller take its time from now on, as what it may take up is bounded otherwise."""
+        self._pace.free()
 
 
 class Bounds(grpc.ServerInterceptor):
@@ -118,7 +139,7 @@ class Bounds(grpc.ServerInterceptor):
             with self._call(context) as pace:
                 incoming = self._incoming(requests, handler, context, pace)
                 if handler.request_streaming:
-                    responses = handler.stream_stream(incoming, context)
+                    responses = handler.stream_stream(Incoming(incoming, pace), context)
                 else:
                     responses = handler.unary_stream(self._only(incoming, context), context)
                 yield from self._outgoing(responses, pace)

@@ -37,7 +37,22 @@ Token: TypeAlias = Annotated[
     Path | None,
     typer.Option("--token-file", help="File whose first line is the coordinator's join token."),
 ]
+HttpProxy: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="HOST:PORT of an HTTP proxy by which all others are reached (CONNECT).",
+        show_default="none",
+    ),
+]
 Insecure: TypeAlias = Annotated[
     bool,
     typer.Option("--insecure", help="Let --listen be open to other machines without TLS."),
+]
+InsecureHttp: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-http",
+        help="Let --metrics-listen be open to other machines without TLS and token; --insecure "
+        "includes it.",
+    ),
 ]

@@ -20,7 +20,9 @@ class Denial(Enum):
     MALFORMED = "malformed"  # no message of this protocol
     METHOD = "method"  # no such call
     RUN = "run"  # about another run
+    STRANGER = "stranger"  # it collects, but is no neighbour that can only dial out
     FORGOTTEN = "forgotten"  # a snapshot that is not kept (any more)
+    LAW = "law"  # the site's own law forbids it
     BUSY = "busy"  # too many calls of this caller, or too many readers
     STALLED = "stalled"  # nothing came for too long, or too slowly
 

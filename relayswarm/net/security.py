@@ -17,7 +17,8 @@ from relayswarm.net.tokens import TokenFile
 class Security:
     """How a process proves who it is, and whom it believes. Without files: in the clear.
 
-    `name` is what the certificate of a server must hold in place of its host.
+    `name` is what the certificate of a server must hold in place of its host. `proxy` is HOST:PORT
+    of an HTTP proxy by which all connections are made (CONNECT); TLS goes through it whole.
     """
 
     ca: Path | None = None
@@ -27,11 +28,17 @@ class Security:
     token_file: Path | None = None
     insecure: bool = False
     name: str | None = None
+    proxy: str = ""
 
     @property
     def encrypts(self) -> bool:
         """Whether there is any TLS."""
         return self.ca is not None or self.cert is not None or self.key is not None
+
+    @property
+    def knows_both_ends(self) -> bool:
+        """Whether each end of a connection knows the other by its certificate."""
+        return self.encrypts and self.clients is Clients.REQUIRED
 
     def tokens(self) -> TokenFile | None:
         """The file of join tokens, if there is one. Raises ConfigError if it is unusable."""
@@ -52,6 +59,16 @@ class Security:
                 "name the CA's certificate, or say --tls-clients any",
             )
         return grpc.ssl_server_credentials([self._identity()], roots, roots is not None)
+
+    def https_context(self) -> ssl.SSLContext:
+        """For an HTTP server with this certificate, which asks for none of a browser's. Raises
+        ConfigError for files that do not do."""
+        if self.cert is None or self.key is None:
+            raise _missing("--tls-cert", "a server with TLS needs a certificate and its key")
+        self._identity()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.cert, self.key)
+        return context
 
     def channel_credentials(self) -> grpc.ChannelCredentials | None:
         """For a connection; None: in the clear. Raises ConfigError for files that do not do."""

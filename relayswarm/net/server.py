@@ -38,8 +38,9 @@ class Server:
     """Serves one service, gRPC health and, if asked, reflection, until stopped.
 
     `address` is HOST:PORT with the port that was really taken. `on_denied` hears of every call that
-    was turned away or cut off. Raises ConfigError if `listen` is unusable, or `security` does not
-    do for it.
+    was turned away or cut off. Beside `threads` for calls as they come there may be `kept` ones,
+    for calls that wait long by agreement. Raises ConfigError if `listen` is unusable, or `security`
+    does not do for it.
     """
 
     def __init__(
@@ -51,18 +52,19 @@ class Server:
         on_denied: OnDenied,
         *,
         threads: int,
+        kept: int = 0,
         largest_message: int,
         reflection: bool = False,
         stall_s: float = STALL_S,
     ) -> None:
         self._name = name
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="relayswarm-serve")
+        self._threads = ThreadPoolExecutor(threads + kept, thread_name_prefix="relayswarm-serve")
         self._bounds = Bounds(on_denied, threads // CALLERS, threads - threads // FREE, stall_s)
         self._server = grpc.server(
             self._threads,
             interceptors=[self._bounds],
             options=(*OPTIONS, ("grpc.max_receive_message_length", largest_message)),
-            maximum_concurrent_rpcs=threads + MAX_WAITING,
+            maximum_concurrent_rpcs=threads + kept + MAX_WAITING,
         )
         add(self._server)
         self._health = health.HealthServicer()
@@ -77,6 +79,10 @@ class Server:
         self._server.start()
         for service in ("", self._name):
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    def answer_as(self, name: str) -> None:
+        """Say to whoever asks for the health of a service of that name that it serves."""
+        self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self, grace_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Take no more calls, let those under way end within `grace_s`, then cut them off."""

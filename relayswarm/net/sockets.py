@@ -17,22 +17,24 @@ log = logging.getLogger("relayswarm.net")
 Options: TypeAlias = Sequence[tuple[str, Any]]
 
 DIRECT: Options = (("grpc.enable_http_proxy", 0),)
-"""A swarm's processes are reached directly, whatever the environment says."""
+"""A swarm's processes are reached directly, whatever the environment says, unless a proxy is named
+on the command line."""
 
 
 def open_channel(
     address: str, security: Security, options: Options = (), name: str | None = None
 ) -> grpc.Channel:
-    """A channel to HOST:PORT; it connects at the first call.
+    """A channel to HOST:PORT, by `security.proxy` if there is one; it connects at the first call.
 
     With TLS the server's certificate must hold `name`, or `security.name`, or else the host.
     """
     credentials = security.channel_credentials()
+    way = (("grpc.http_proxy", f"http://{security.proxy}"),) if security.proxy else DIRECT
     if credentials is None:
-        return grpc.insecure_channel(address, options=(*DIRECT, *options))
+        return grpc.insecure_channel(address, options=(*way, *options))
     expected = name or security.name
     override = (("grpc.ssl_target_name_override", expected),) if expected else ()
-    return grpc.secure_channel(address, credentials, options=(*DIRECT, *options, *override))
+    return grpc.secure_channel(address, credentials, options=(*way, *options, *override))
 
 
 def open_port(server: grpc.Server, listen: str, security: Security, field: str = "--listen") -> str:

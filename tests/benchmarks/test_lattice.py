@@ -31,10 +31,10 @@ def test_pairs_differ_in_the_wire_format_alone(method: int) -> None:
 def test_a_pair_of_short_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = [replace(m, settings=(*m.settings, "steps=4", "peers=4")) for m in METHODS]
     monkeypatch.setattr(lattice, "METHODS", short)
-    monkeypatch.setattr(lattice, "SEEDS", (1, 2))
-    cases = [Case("digits", 0, 0.0, wire, seed) for seed in (1, 2) for wire in (FLOAT32, LATTICE)]
+    seeds = (1, 2)
+    cases = [Case("digits", 0, 0.0, wire, seed) for seed in seeds for wire in (FLOAT32, LATTICE)]
     ends = {case: lattice.simulated(case, None) for case in cases}
-    row = lattice._paired("digits", 0, 0.0, ends)
+    row = lattice._paired("digits", 0, 0.0, seeds, ends)
     written = row["messages_by_bits"]
     edges = 2 * 3  # of a tree of 4, in either direction
     assert written["0"] == 2 * 2 * edges, "two of each edge and seed, before its distance is known"

@@ -50,6 +50,7 @@ GOOD = {"incarnation": 5, "address": "host:9", "fingerprint": 1}
         ({"peer_id": "peer-0", "incarnation": 4}, Refusal.ID_TAKEN, ["'peer-0'", "later"]),
         ({"peer_id": "peer-0", "incarnation": 5}, Refusal.ID_TAKEN, ["host:1000"]),
         ({"peer_id": "done"}, Refusal.FINISHED, ["'done'", "all steps"]),
+        ({"dial_only": True}, Refusal.BAD_ADDRESS, ["'host:9'", "only dial out"]),
         ({"fingerprint": 2}, Refusal.FINGERPRINT, ["0x0000000000000002", "0x0000000000000001"]),
     ],
 )
@@ -151,3 +152,32 @@ def test_each_peer_gets_its_own_shard_in_whatever_order_they_come(order: list[st
         shard, _ = choose_shard(peer, 6, members)
         members.append(member(peer, shard=shard))
     assert {m.peer_id: m.shard for m in members} == {f"peer-{k}": k for k in range(6)}
+
+
+@pytest.mark.parametrize(
+    ("weights", "weight", "accepted"),
+    [
+        (None, 1.0, True),
+        (None, 0.0, True),
+        (None, 2.0, False),
+        ((1e-12, 1e12), 2.0, True),
+        ((1e-12, 1e12), 0.0, True),
+        ((1e-12, 1e12), -1.0, False),
+        ((1e-12, 1e12), float("nan"), False),
+        ((1e-12, 1e12), float("inf"), False),
+    ],
+)
+def test_only_a_weight_that_the_run_allows_is_taken(
+    weights: tuple[float, float] | None, weight: float, *, accepted: bool
+) -> None:
+    join = Join(**{**GOOD, "weight": weight})
+    refused = refuse(join, replace(RULES, weights=weights), [], [], 0)
+    assert (refused is None) == accepted
+    if refused:
+        assert refused.refusal is Refusal.WEIGHT
+        assert f"weight = {weight}" in refused.text
+
+
+def test_who_has_no_data_holds_no_shard() -> None:
+    others = [replace(member("peer-0", shard=0), weight=0.0), member("peer-1", shard=1)]
+    assert choose_shard("newcomer", 2, others) == (0, "")

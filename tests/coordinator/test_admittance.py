@@ -37,6 +37,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     "WatchTopology": lambda stub, peer, **more: next(
         stub.WatchTopology(pb.WatchTopologyRequest(peer_id=peer, **MEMBER), **more)
     ),
+    "CheckReachability": lambda stub, peer, **more: stub.CheckReachability(
+        pb.CheckReachabilityRequest(peer_id=peer), **more
+    ),
     "GetStatus": lambda stub, _, **more: stub.GetStatus(pb.GetStatusRequest(), **more),
 }
 

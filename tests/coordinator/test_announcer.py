@@ -142,7 +142,7 @@ def test_what_changes_nothing_is_not_worth_a_word(
 
 def test_where_to_join(caplog: pytest.LogCaptureFixture) -> None:
     stream = io.StringIO()
-    Announcer(stream).started("run", "127.0.0.1:5", "127.0.0.1:6")
+    Announcer(stream).started("run", "127.0.0.1:5", "127.0.0.1:6", "http://127.0.0.1:6")
     event = json.loads(stream.getvalue())
     assert (event["event"], event["address"]) == ("coordinator_started", "127.0.0.1:5")
     assert (event["metrics_address"], event["run_id"]) == ("127.0.0.1:6", "run")

@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 from coordinator.conductor import Conductor, Notice, Publication, WatchEnd
-from coordinator.members import Elected, GaveUp, Gone, Join, Leave, Reason, Waiting
+from coordinator.members import (
+    FIRST_HEALED_NUMBER,
+    Elected,
+    GaveUp,
+    Gone,
+    HealedTree,
+    Join,
+    Leave,
+    Reason,
+    Renew,
+    Waiting,
+)
 from coordinator.store import Memory, Store
 from relayswarm.config import parse
 from relayswarm.errors import ConfigError
@@ -97,6 +108,27 @@ def test_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
             ages.append((elected.term, elected.number))
             conductor.stop()
     assert ages[1] == (ages[0][0], 2)
+
+
+@pytest.mark.parametrize(("middle", "adopted"), [("peer-2", True), ("peer-9", False)])
+def test_a_tree_of_the_peers_is_published_unless_it_is_none(middle: str, adopted: bool) -> None:
+    """By default it would be the star around peer-0."""
+    edges = (("peer-0", middle), ("peer-1", middle))
+    lives = frozenset((f"peer-{k}", 1) for k in range(3))
+    tree = HealedTree((2**32, FIRST_HEALED_NUMBER), "peer-0", lives, edges, edges)
+    conductor = conductor_of("peers = 3\n[topology]\ngraph = 'complete'\nself_heal = true")
+    published: queue.SimpleQueue[Publication] = queue.SimpleQueue()
+    conductor.listeners.append(lambda n: isinstance(n, Publication) and published.put(n))
+    conductor.start()
+    for k in range(3):
+        conductor.handle(join(f"peer-{k}"))
+    published.get(timeout=PATIENCE_S)
+    conductor.handle(Renew("peer-0", 1, tree=tree))
+    notice = published.get(timeout=PATIENCE_S)
+    conductor.stop()
+    star = (("peer-0", "peer-1"), ("peer-0", "peer-2"))
+    assert notice.layout.tree_edges == ((edges[0], edges[1]) if adopted else star,)
+    assert (notice.elected.term, notice.elected.number) == (2**32 + 1, 1)
 
 
 def test_patience_ends(said: "queue.SimpleQueue[Notice]") -> None:

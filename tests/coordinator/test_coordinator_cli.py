@@ -254,6 +254,8 @@ def address(serve: Callable[..., Any]) -> str:
     older, newer = swarm_metrics(5, 3), swarm_metrics(10, 2)
     given = {"loss": 0.5, "state": "training", "models_counted": 3, "swarm_metrics": newer}
     given["steps_per_s"] = 12.5
+    measured = [pb.EvaluatedMetric(name="loss", value=0.75, weight=20)]
+    given["evaluation"] = pb.Evaluation(step=10, metrics=measured)
     running.renew("peer-0", step=12, **given)
     nan = float("nan")
     running.renew("peer-1", step=11, loss=nan, state="averaging", swarm_metrics=older)
@@ -291,6 +293,8 @@ def test_status_as_json(address: str) -> None:
         "measured_by": {"loss": 2, "[bold]": 1},
     }
     assert (second["swarm_metrics"]["step"], third["swarm_metrics"]) == (5, None)
+    told = {"step": 10, "metrics": {"loss": 0.75}, "weights": {"loss": 20.0}}
+    assert (first["evaluation"], second["evaluation"]) == (told, None)
 
 
 def test_status_as_a_table(address: str) -> None:

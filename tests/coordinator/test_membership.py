@@ -1,18 +1,21 @@
 """Leases, liveness and elections, on a clock that the tests advance."""
 
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias, TypeVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.members import (
+    FIRST_HEALED_NUMBER,
+    LEAP,
     Admitted,
     Decision,
     Elected,
     GaveUp,
     Gone,
+    HealedTree,
     Join,
     Leave,
     Progress,
@@ -21,6 +24,7 @@ from coordinator.members import (
     Refused,
     Renew,
     Renewed,
+    ResumePoint,
     Rules,
     RunFinished,
     RunState,
@@ -32,7 +36,9 @@ from coordinator.membership import MARGIN_S, Membership, effective_step
 
 LEASE_S = 9.0  # so that renewals are due each second, and silence is 2.5 s
 FINGERPRINT = 0xF1
+LAYOUT = 5
 T = TypeVar("T")
+Points: TypeAlias = list[tuple[int, int]]
 
 
 @dataclass
@@ -43,13 +49,21 @@ class Swarm:
     shards: int = 3
     number: int = 0
     fingerprint: int = 0
+    deterministic: bool = False
+    common_model: bool = False
     now: float = 100.0
     log: list[Decision] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rules = Rules("run", self.needed, self.shards, LEASE_S, start_timeout_s=60.0)
+        rules = replace(rules, deterministic=self.deterministic, common_model=self.common_model)
         self.core = Membership(
-            rules, self.now, term=7, number=self.number, fingerprint=self.fingerprint
+            rules,
+            self.now,
+            term=7,
+            number=self.number,
+            fingerprint=self.fingerprint,
+            layout_of=lambda _: LAYOUT,
         )
 
     def join(self, peer: str = "", **fields: object) -> Admitted | Refused:
@@ -132,6 +146,40 @@ def test_a_resumed_swarm_starts_at_the_largest_step_that_joined() -> None:
     for peer, step in (("peer-0", 40), ("peer-1", 50), ("peer-2", 45)):
         swarm.join(peer, step=step)
     assert only(swarm.settle(), Elected).effective_step == 50
+
+
+POINTS = {
+    "the last that all have": ([(10, 5), (20, 5)], [(20, 5), (30, 5)], [(20, 5), (10, 5)], 20),
+    "none that all have": ([(10, 5)], [(20, 5)], [(10, 5)], None),
+    "of other layouts": ([(10, 5), (20, 6)], [(10, 5), (20, 6)], [(10, 5), (20, 6)], 10),
+    "one has none": ([(10, 5)], [(10, 5)], [], None),
+}
+
+
+@pytest.mark.parametrize(("a", "b", "c", "expected"), POINTS.values(), ids=POINTS)
+def test_a_swarm_that_was_stopped_goes_on_from_the_last_step_that_all_kept(
+    a: Points, b: Points, c: Points, expected: int | None
+) -> None:
+    for deterministic in (True, False):
+        swarm = Swarm(deterministic=deterministic)
+        for peer, points in (("peer-0", a), ("peer-1", b), ("peer-2", c)):
+            kept = frozenset(ResumePoint(*point) for point in points)
+            swarm.join(peer, step=33, resume_points=kept)
+        elected = only(swarm.settle(), Elected)
+        found = expected if deterministic else None
+        assert elected.resumes is (found is not None)
+        assert elected.effective_step == (33 if found is None else found)
+
+
+def test_only_a_start_goes_on_from_what_was_kept() -> None:
+    """A peer that comes later does not take the others back."""
+    swarm = Swarm(deterministic=True)
+    swarm.start()
+    swarm.keep(3, "peer-0", "peer-1", "peer-2", step=40)
+    swarm.join("peer-3", resume_points=frozenset({ResumePoint(10, 5)}))
+    elected = only(swarm.settle(), Elected)
+    assert not elected.resumes
+    assert elected.effective_step > 40
 
 
 def test_patience_for_the_peers_to_come_ends_once() -> None:
@@ -462,6 +510,42 @@ def test_nobody_joins_twice_after_finishing() -> None:
     assert refused.refusal is Refusal.FINISHED
 
 
+@pytest.mark.parametrize("state", ["finished", "left"])
+def test_nobody_comes_once_others_have_the_common_model(state: str) -> None:
+    """Neither a newcomer nor one that was lost: it would make another one of its own."""
+    swarm = Swarm(common_model=True)
+    swarm.start()
+    swarm.keep(10, "peer-0", "peer-1")
+    assert ids(swarm.core.current) == ["peer-0", "peer-1"]
+    if state == "finished":
+        swarm.renew("peer-0", state="finished", step=400)
+    else:
+        swarm.leave("peer-0", finished=True)
+    for late in ("peer-2", "peer-9", ""):
+        refused = swarm.join(late, incarnation=2, fingerprint=FINGERPRINT if late else 0)
+        assert isinstance(refused, Refused)
+        assert refused.refusal is Refusal.FINISHED
+        assert "relayswarm pull" in refused.text
+    assert isinstance(swarm.join("peer-1"), Admitted)  # in its life of that epoch
+
+
+def test_who_came_before_and_is_not_in_an_epoch_yet_is_sent_away() -> None:
+    swarm = Swarm(common_model=True)
+    swarm.start()
+    assert isinstance(swarm.join("peer-9"), Admitted)
+    swarm.renew("peer-0", state="finished", step=400)
+    swarm.leave("peer-1")
+    assert ids(only(swarm.settle(), Elected)) == ["peer-2"]
+    assert swarm.core.handle(Renew("peer-9", 1), swarm.now) != [Renewed()]
+
+
+def test_where_each_has_its_own_model_newcomers_may_come_to_the_end() -> None:
+    swarm = Swarm()
+    swarm.start()
+    swarm.leave("peer-0", finished=True)
+    assert isinstance(swarm.join("peer-9"), Admitted)
+
+
 # --- a coordinator that comes back ---------------------------------------------------------------
 
 
@@ -481,6 +565,58 @@ def test_peers_of_a_coordinator_that_comes_back_go_on_once_all_are_there() -> No
     assert elected.effective_step == 110 + 5 + 1  # 10 steps a second, for the margin's half
 
 
+HEALED = HealedTree(
+    age=(9, 5 * FIRST_HEALED_NUMBER),
+    root="peer-0",
+    lives=frozenset((f"peer-{k}", 1) for k in range(3)),
+    edges=(("peer-0", "peer-2"), ("peer-1", "peer-2")),
+    links=(("peer-0", "peer-2"), ("peer-1", "peer-2")),
+)
+
+
+def test_a_coordinator_that_comes_back_goes_on_with_the_tree_that_its_peers_have() -> None:
+    swarm = Swarm(number=5, fingerprint=FINGERPRINT)
+    for k in range(3):
+        swarm.join(f"peer-{k}", step=100, known_age=HEALED.age, tree=HEALED)
+    swarm.advance(1.0)
+    swarm.renew("peer-0", "peer-1", "peer-2", step=110, tree=HEALED)
+    elected = only(swarm.settle(), Elected)
+    assert (elected.term, elected.number, elected.reason) == (10, 1, Reason.RESTORED)
+    assert elected.tree == HEALED
+    swarm.renew("peer-0", "peer-1", "peer-2", step=120, tree=HEALED)  # they have not got it yet
+    assert swarm.settle() == []
+
+
+def test_if_somebody_is_missing_it_makes_a_tree_itself() -> None:
+    swarm = Swarm(number=5, fingerprint=FINGERPRINT)
+    for k in range(2):
+        swarm.join(f"peer-{k}", step=100, known_age=HEALED.age, tree=HEALED)
+    swarm.advance(LEASE_S / 2)
+    swarm.renew("peer-0", "peer-1")
+    elected = only(swarm.advance(LEASE_S / 2), Elected)
+    assert (elected.term, elected.number, elected.tree) == (10, 1, None)
+
+
+def test_one_that_could_not_be_reached_takes_the_lead_again() -> None:
+    swarm = Swarm()
+    swarm.start()
+    swarm.advance(0.5)
+    swarm.renew("peer-0", step=9, tree=HEALED)
+    elected = only(swarm.settle(), Elected)
+    assert (elected.term, elected.number) == (10, 1)
+    assert (elected.reason, elected.tree) == (Reason.HEALED, HEALED)
+
+
+def test_nonsense_of_peers_raises_no_term() -> None:
+    swarm = Swarm()
+    swarm.start()
+    swarm.join("peer-0", known_age=(8 + LEAP, 1))
+    swarm.renew("peer-0", tree=replace(HEALED, age=(8 + LEAP, 1)))
+    swarm.renew("peer-0", tree=replace(HEALED, age=(6, 2**40)))  # older than ours
+    assert swarm.settle() == []
+    assert swarm.core.term == 7
+
+
 def test_after_a_lease_the_run_goes_on_with_those_that_are_back() -> None:
     swarm = Swarm(number=5, fingerprint=FINGERPRINT)
     rejoin(swarm, "peer-0", step=100)
@@ -489,6 +625,21 @@ def test_after_a_lease_the_run_goes_on_with_those_that_are_back() -> None:
     elected = only(decisions, Elected)
     assert ids(elected) == ["peer-0", "peer-1"]
     assert elected.effective_step == 102
+
+
+def test_who_comes_while_the_coordinator_was_away_waits_for_a_donor() -> None:
+    """It would train a fresh model at the others' step."""
+    swarm = Swarm(number=5, fingerprint=FINGERPRINT)
+    assert swarm.join("peer-2").donors == ()
+    rejoin(swarm, "peer-0", step=100)
+    rejoin(swarm, "peer-1", step=101)
+    swarm.advance(1.0)
+    swarm.renew("peer-0", "peer-1", "peer-2", step=101)
+    elected = only(swarm.settle(), Elected)
+    assert ids(elected) == ["peer-0", "peer-1"]
+    assert isinstance(swarm.core.handle(Renew("peer-2", 1), swarm.now)[0], Unknown)
+    donors = swarm.join("peer-2").donors
+    assert [donor.peer_id for donor in donors] == ["peer-0", "peer-1"]
 
 
 def test_an_epoch_that_a_peer_remembers_is_never_outdone_by_an_older_one() -> None:
@@ -526,7 +677,7 @@ def test_peers_that_come_back_and_leave_again_leave_a_run_that_waits() -> None:
         ([Progress(10, 0.0, rate=2.0)], 1.0, 14),  # 10 + 2 * 1.5 + 1
         ([Progress(10, 0.0, rate=0.1)], 0.0, 12),  # a part of a step counts as a step
         ([Progress(10, 0.0, rate=4.0), Progress(0, 1.0)], 1.0, 17),  # a newcomer does not matter
-        ([Progress(10, 0.0, rate=1.0), Progress(9, 0.0, rate=4.0)], 0.0, 13),  # the fastest counts
+        ([Progress(10, 0.0, rate=2.0), Progress(9, 0.0, rate=900.0)], 0.0, 12),  # it has jumped
     ],
 )
 def test_the_effective_step(reports: list[Progress], now: float, expected: int) -> None:

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable
 from functools import partial
+from math import nan
 from typing import Any
 
 import grpc
@@ -254,6 +255,20 @@ def test_status_while_waiting_and_running(serve: Serve) -> None:
     assert parse(status.run_config) == parse("peers = 2")
 
 
+def test_progress_is_the_mean_of_all_steps_also_of_those_who_have_finished(serve: Serve) -> None:
+    running = serve("peers = 2\nsteps = 100")
+    running.join("peer-0")
+    running.join("peer-1")
+    views = running.watch("peer-0")
+    assert running.view(views).progress == 0.0
+    assert running.renew("peer-0", step=100).progress == 50.0
+    running.leave("peer-0", finished=True)
+    assert running.renew("peer-1", step=11).progress == 55.5
+    running.join("peer-2", step=11, advertised_address="127.0.0.1:9999")
+    later = running.watch("peer-2")
+    assert running.view(later).progress == (100 + 11 + 11) / 3  # before it trains
+
+
 def test_what_members_know_of_the_swarm_is_kept_within_bounds(serve: Serve) -> None:
     running = serve("peers = 1")
     running.join("peer-0")
@@ -267,6 +282,22 @@ def test_what_members_know_of_the_swarm_is_kept_within_bounds(serve: Serve) -> N
     running.renew("peer-0")
     (member,) = running.stub.GetStatus(pb.GetStatusRequest()).members
     assert not member.HasField("swarm_metrics")
+
+
+def test_a_members_last_evaluation_is_kept_within_bounds_and_beyond_its_end(serve: Serve) -> None:
+    running = serve("peers = 1")
+    running.join("peer-0")
+    running.await_notice(Publication)
+    values = [("a", 1, 0), ("a", 2, 1), ("n" * 65, 1, 1), ("\n", 1, 1), ("", 1, 1), ("b", nan, 1)]
+    values += [("c", 1, nan), ("d", 1, -1), ("e", -1.5, 3), *((f"{k}", 1, 1) for k in range(40))]
+    metrics = [pb.EvaluatedMetric(name=n, value=v, weight=w) for n, v, w in values]
+    running.renew("peer-0", evaluation=pb.Evaluation(step=9, metrics=metrics))
+    running.leave("peer-0", finished=True)
+    (member,) = running.stub.GetStatus(pb.GetStatusRequest()).members
+    kept = member.evaluation
+    assert (member.state, kept.step, len(kept.metrics)) == ("finished", 9, 32)
+    told = [(one.name, one.value, one.weight) for one in kept.metrics[:3]]
+    assert told == [("a", 1, 0), ("e", -1.5, 3), ("0", 1, 1)]
 
 
 def test_health_is_served(serve: Serve) -> None:

@@ -1,11 +1,13 @@
 """What the coordinator remembers through a restart, and which files it refuses."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from coordinator.etcd_store import EtcdStore
 from coordinator.store import Memory, Store
 from relayswarm.config import parse
 from relayswarm.errors import ConfigError
@@ -83,3 +85,13 @@ def test_a_write_that_fails_says_so(path: Path) -> None:
     store.close()
     with pytest.raises(ConfigError, match="cannot be used"):
         store.save(Memory(1, 1, 1))
+
+
+def test_an_etcd_needs_its_client_and_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of it takes a real one: `make test-etcd`."""
+    monkeypatch.setitem(sys.modules, "aetcd", None)
+    with pytest.raises(ConfigError, match=r"relayswarm\[etcd\]"):
+        EtcdStore("etcd://127.0.0.1:2379")
+    for url in ("etcd://127.0.0.1", "etcd://", "etcd://host:port/run"):
+        with pytest.raises(ConfigError, match="--store"):
+            EtcdStore(url)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from coordinator.graph_files import read_graph
 from coordinator.graphs import GRAPH_NAMES, GraphError
 from coordinator.members import natural_order
-from coordinator.views import Layout, as_config_error, check_graph, lay_out
+from coordinator.views import Layout, as_config_error, check_graph, lay_out, lay_out_tree
 from peer.algorithms.core import peer_order
 from relayswarm.config import RunConfig, parse
 
@@ -225,3 +225,58 @@ def test_the_digest_tells_members_lives_and_trees_apart() -> None:
     assert len(digests) == 4
     assert all(0 <= digest < 2**64 for digest in digests)
     assert chain.digest(lives) == lay_out(config(graph="chain"), peers(4)[::-1]).digest(lives)
+
+
+def test_weights_are_scaled_by_a_power_of_two_and_tell_epochs_apart() -> None:
+    """peer-0 - peer-1 - peer-2, of 100, 600 and 50: their mean, 250, becomes 250 / 128."""
+    given = {"peer-0": 100.0, "peer-1": 600.0, "peer-2": 50.0}
+    layout = lay_out(config(graph="chain"), peers(3), weights=given)
+    assert layout.weights_by_peer() == {peer: weight / 128 for peer, weight in given.items()}
+    assert layout.weight_behind("peer-0") == ({"peer-1": 650 / 128},)
+    assert layout.weight_behind("peer-1") == ({"peer-0": 100 / 128, "peer-2": 50 / 128},)
+    # ages are 1 for the pairs of 0 and 2 alone: 1 + 2 * 100 * 50 / 750^2
+    assert layout.lr_factor == 1 + Fraction(2 * 100 * 50, 750**2)
+    lives, plain = dict.fromkeys(given, 1), lay_out(config(graph="chain"), peers(3))
+    assert layout.digest(lives) != plain.digest(lives)
+    assert layout.place_digest != plain.place_digest
+
+
+def test_equal_weights_are_none() -> None:
+    plain = lay_out(config(graph="chain"), peers(3))
+    equal = lay_out(config(graph="chain"), peers(3), weights=dict.fromkeys(peers(3), 77.0))
+    assert equal == plain
+    assert plain.weights_by_peer() == {}
+    assert plain.weight_behind("peer-1") == ()
+
+
+def test_a_swarm_in_which_nobody_weighs_anything_is_laid_out_too() -> None:
+    layout = lay_out(config(graph="chain"), peers(3), weights=dict.fromkeys(peers(3), 0.0))
+    assert layout.weights_by_peer() == dict.fromkeys(peers(3), 0.0)
+    assert layout.lr_factor == lay_out(config(graph="chain"), peers(3)).lr_factor
+
+
+def test_a_tree_that_is_there_is_laid_out_as_it_is() -> None:
+    tree, links = [("peer-1", "peer-10"), ("peer-2", "peer-1")], [("peer-2", "peer-10")]
+    layout = lay_out_tree(config(), ["peer-10", "peer-2", "peer-1"], "peer-2", tree, links)
+    assert layout.members == ("peer-1", "peer-2", "peer-10")
+    assert layout.root == "peer-2"
+    assert layout.tree_edges == ((("peer-1", "peer-2"), ("peer-1", "peer-10")),)
+    assert set(layout.graph_edges) == {*layout.tree_edges[0], ("peer-2", "peer-10")}
+    assert layout.lr_factor == lay_out(config(graph="star"), peers(3)).lr_factor
+    assert_consistent(layout)
+    assert lay_out_tree(config(), ["peer-3"], "peer-3", [], []).lr_factor == 1
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        [("peer-0", "peer-1")],
+        [("peer-0", "peer-1"), ("peer-1", "peer-0")],
+        [("peer-0", "peer-1"), ("peer-1", "peer-2"), ("peer-0", "peer-2")],
+        [("peer-0", "peer-1"), ("peer-1", "stranger")],
+        [("peer-0", "peer-1"), ("peer-2", "peer-2")],
+    ],
+)
+def test_what_is_no_tree_of_the_peers_is_not_laid_out(tree: list[tuple[str, str]]) -> None:
+    with pytest.raises(GraphError):
+        lay_out_tree(config(), peers(3), "peer-0", tree, [])

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor
 import peer
 from relayswarm import config as run_config
 from relayswarm.config import RunConfig
+from tests.daemon.wires import Wires, free_port
 
 PATIENCE_S = 90.0  # for a machine that does other things too; nothing waits when all is well
 
@@ -103,7 +105,9 @@ class Process:
         self._zygote = zygote
         self._log = log
         self._news = news
-        self._events: list[Event] = []
+        self._events: dict[str, list[Event]] = {}  # by name
+        self._step = -1
+        self._last: deque[Event] = deque(maxlen=3)
         self._is_silent = False  # it has ended, and all that it announced is in
         reader, writer = os.pipe()
         with log.open("ab") as stderr:
@@ -112,14 +116,14 @@ class Process:
         self._listener = threading.Thread(target=self._listen, args=(reader,), daemon=True)
         self._listener.start()
 
-    def events(self, name: str) -> list[Event]:
-        """The events of that name so far, in order."""
+    def events(self, name: str, start: int = 0) -> list[Event]:
+        """The events of that name so far, in order, from the `start`-th on."""
         with self._news:
-            return [event for event in self._events if event["event"] == name]
+            return self._events.get(name, [])[start:]
 
     def step(self) -> int:
         """The last step that it has announced as done; -1 before the first."""
-        return max((event["step"] for event in self.events("step")), default=-1)
+        return self._step
 
     def until(self, name: str, where: Callable[[Event], bool] = lambda _: True) -> Event:
         """The first event of that name for which `where` holds, as soon as it has come."""
@@ -155,7 +159,7 @@ class Process:
     def __str__(self) -> str:
         """For messages of failed tests."""
         with self._news:
-            last = "\n".join(json.dumps(event) for event in self._events[-3:])
+            last = "\n".join(map(json.dumps, self._last))
         return f"{self.name} (pid {self.pid}) said last:\n{last}\nand logged:\n{self.log[-2000:]}"
 
     def _await(self, condition: Callable[[], Any], what: str) -> None:
@@ -166,11 +170,17 @@ class Process:
     def _listen(self, descriptor: int) -> None:
         with open(descriptor, encoding="utf-8") as lines:
             for line in lines:
-                with self._news:
-                    self._events.append(json.loads(line))
-                    self._news.notify_all()
+                self._note(json.loads(line))
         with self._news:
             self._is_silent = True
+            self._news.notify_all()
+
+    def _note(self, event: Event) -> None:
+        with self._news:
+            self._events.setdefault(event["event"], []).append(event)
+            self._last.append(event)
+            if event["event"] == "step":
+                self._step = max(self._step, event["step"])
             self._news.notify_all()
 
 
@@ -204,6 +214,7 @@ class Swarm:
                 *("--coordinator", coordinator or self.address),
                 *("--state-dir", str(self.directory / peer_id)),
                 *("--device", "cpu"),
+                *(("--role", "forward") if peer_id in self.config.data.forward else ()),
                 *flags,
             ],
             command="peer",
@@ -278,6 +289,7 @@ Daemons = Callable[..., Swarm]
 
 
 TASK = """
+import time
 from torch import nn
 from peer.tasks.digits import Digits
 
@@ -286,18 +298,21 @@ class Theirs(Digits):
 
     def model(self):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, {hidden}), nn.Linear({hidden}, 10))
+{more}
 """
 
 
 @pytest.fixture
-def install(tmp_path: Path) -> Callable[[int], Path]:
-    """Makes a folder with a package that offers the task `theirs`, with so many hidden units."""
+def install(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder with a package that offers the task `theirs`, with so many hidden units, and
+    with `more` methods."""
+    numbers = itertools.count()
 
-    def install(hidden: int) -> Path:
-        folder = tmp_path / f"theirs-{hidden}"
+    def install(hidden: int, more: str = "") -> Path:
+        folder = tmp_path / f"theirs-{next(numbers)}"
         metadata = folder / "theirs-1.0.dist-info"
         metadata.mkdir(parents=True)
-        (folder / "theirs.py").write_text(TASK.format(hidden=hidden), encoding="utf-8")
+        (folder / "theirs.py").write_text(TASK.format(hidden=hidden, more=more), encoding="utf-8")
         (metadata / "METADATA").write_text("Name: theirs\nVersion: 1.0\n", encoding="utf-8")
         (metadata / "entry_points.txt").write_text(
             "[relayswarm.tasks]\ntheirs = theirs:Theirs\n", encoding="utf-8"
@@ -342,3 +357,39 @@ def daemons(zygote: Zygote, tmp_path: Path) -> Iterator[Daemons]:
     yield start
     for swarm in swarms:
         swarm.stop()
+
+
+def add_wired(
+    swarm: Swarm, wires: Wires, name: str, *flags: str, path: Sequence[Path] = ()
+) -> None:
+    """Start a peer that reaches the others, and they it, through `wires`."""
+    port = free_port()
+    wires.lead(name, port)
+    swarm.add(
+        name,
+        *("--listen", f"127.0.0.1:{port}"),
+        *("--advertise", f"127.0.0.1:{wires.port_for(name)}"),
+        *(("--allow-task", swarm.config.task.name) if path else ()),
+        *flags,
+        coordinator=f"127.0.0.1:{wires.port_for('coordinator')}",
+        path=path,
+    )
+
+
+@pytest.fixture
+def wired(daemons: Callable[..., Any]) -> Iterator[Callable[..., tuple[Any, Wires]]]:
+    """Starts a swarm whose peers reach each other and the coordinator through `Wires`."""
+    opened: list[Wires] = []
+
+    def start(*settings: str, path: Sequence[Path] = ()) -> tuple[Any, Wires]:
+        swarm = daemons(*settings, start=False)
+        wires = Wires(lambda: {p.pid: name for name, p in swarm.peers.items()})
+        opened.append(wires)
+        wires.lead("coordinator", int(swarm.address.rpartition(":")[2]))
+        for k in range(swarm.config.peers):
+            add_wired(swarm, wires, f"peer-{k}", path=path)
+        return swarm, wires
+
+    yield start
+    for wires in opened:
+        wires.close()

@@ -73,7 +73,11 @@ def test_nobody_waits_for_peers_that_have_finished(daemons: Callable[..., Any], 
 
 @pytest.mark.parametrize("case", SETTINGS)
 def test_daemons_end_as_in_the_simulator(daemons: Callable[..., Any], case: str) -> None:
-    swarm = daemons(*COMMON, f"algorithm.name={case.split()[0]}", *SETTINGS[case])
+    assert_as_simulated(daemons(*COMMON, f"algorithm.name={case.split()[0]}", *SETTINGS[case]))
+
+
+def assert_as_simulated(swarm: Any) -> None:
+    """Run the simulator with the swarm's config, and compare."""
     steps = defaultdict(list)
 
     def note(event: Mapping[str, Any]) -> None:

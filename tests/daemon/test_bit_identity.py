@@ -33,6 +33,7 @@ LEARNING = {
         "peers=4",
         "topology.graph=star",
         "optimizer.name=adam",
+        "evaluation.before_averaging=true",
         "optimizer.lr=0.003",
         "algorithm.local_steps=2",
     ),
@@ -92,6 +93,13 @@ RELAYING = {
         "robust.clip=0.05",
         "faults.drop=0.2",
     ),
+    "sites of different weights, one without data, known losses": (
+        "topology.graph=star",
+        'data.weighting="declared"',
+        "data.weights={peer-0=0.3,peer-1=7.0,peer-2=2.25}",
+        'data.forward=["peer-3"]',
+        "faults.drop=0.2",
+    ),
     "noisy gradients": ("topology.graph=chain", "task.options={gradient_noise=1.0}"),
 }
 
@@ -103,7 +111,7 @@ COMPARED = ("loss", "models_counted", "swarm_size", "missed", "late")
 """What a step's event says apart from times, and from bytes, which count headers too."""
 
 
-def assert_identical(swarm: Any) -> None:
+def assert_identical(swarm: Any, data_dir: Path | None = None) -> None:
     """Run the simulator with the swarm's config, and compare."""
     steps: Mapping[str, list[Any]] = defaultdict(list)
     known: Mapping[str, dict[int, Any]] = defaultdict(dict)
@@ -114,16 +122,19 @@ def assert_identical(swarm: Any) -> None:
         elif event["event"] == "swarm_metrics":
             known[event["peer"]][event["step"]] = event
 
-    simulated = simulate(swarm.config, None, note)
+    simulated = simulate(swarm.config, data_dir, note)
     finished = swarm.finish()
     for peer in simulated.peers:
         assert finished[peer.id]["messages_missed"] == peer.messages_missed, "a deadline was missed"
         assert finished[peer.id]["messages_expected"] == peer.messages_expected
+        assert finished[peer.id]["local_steps"] == peer.local_steps
         said = swarm.peers[peer.id].events("step")
         assert [(e["step"], *(e[key] for key in COMPARED)) for e in said] == steps[peer.id]
         assert finished[peer.id]["metrics"] == peer.metrics
         assert swarm.swarm_metrics(peer.id) == known[peer.id]
-        assert known[peer.id].keys() == {*range(7, swarm.config.steps, 7), swarm.config.steps}
+        due = {*range(7, swarm.config.steps, 7), swarm.config.steps}
+        if peer.id not in swarm.config.data.forward:  # which know nothing where a message is lost
+            assert known[peer.id].keys() == due
         model = swarm.model(peer.id)
         assert model.keys() == peer.model.keys()
         for name, tensor in peer.model.items():
@@ -135,6 +146,18 @@ def test_learning_ends_as_in_the_simulator(
     daemons: Callable[..., Any], settings: tuple[str, ...]
 ) -> None:
     assert_identical(daemons(*PATIENT, *DIGITS, *settings))
+
+
+def test_a_transformer_on_files_ends_as_in_the_simulator(
+    daemons: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "input.txt").write_text("to be or not to be, that is the question:\n" * 110)
+    sizes = "task.options={length = 16, width = 16, heads = 2, layers = 1}"
+    swarm = daemons(
+        *PATIENT, "task.name=char-lm", sizes, "data.batch_size=8", steps=20, peers=3, start=False
+    )
+    swarm.add_all("--data-dir", str(tmp_path))
+    assert_identical(swarm, tmp_path)
 
 
 @pytest.mark.parametrize("settings", RELAYING.values(), ids=RELAYING)

@@ -31,7 +31,9 @@ def test_neighbours_notice_a_death_at_once_and_go_on_in_a_new_tree(
     assert (lost["peer"], lost["reason"]) == ("peer-1", "unreachable")
     new = swarm.coordinator.until("topology", lambda event: event["reason"] == "unreachable")
     assert new["members"] == ["peer-0", "peer-2", "peer-3"]
-    assert time.monotonic() - died < 15  # 3 s on a quiet machine; the lease is 60 s
+    # Two renewals are to be missed, 2.5 s. On a quiet machine it takes less than 3 s, here other
+    # tests' daemons have the processors, too. The lease is 60 s.
+    assert time.monotonic() - died < 5
     dead = swarm.peers.pop("peer-1")
     assert dead.exit_code() == -signal.SIGKILL
     finished = swarm.finish()
@@ -64,6 +66,7 @@ def test_a_peer_started_again_resumes_its_checkpoint_and_keeps_its_shard(
     assert back["members"] == ["peer-0", "peer-1", "peer-2", "peer-3"]
     finished = swarm.finish()
     assert "resumed from the checkpoint of step" in again.log
+    assert "starting from step" in again.log  # the others are further by now
     assert finished["peer-1"]["shard"] == 1
     assert min(swarm.steps("peer-1")) >= 30
     assert all(swarm.steps(peer)[119]["models_counted"] == 4 for peer in swarm.peers)

@@ -51,6 +51,26 @@ def test_training_goes_on_without_and_checkpoints_come_back(
     assert sum(event["messages_missed"] for event in finished.values()) == 0
 
 
+@pytest.mark.parametrize("what", WITHOUT)
+def test_the_last_model_is_written_once_there_is_room(
+    daemons: Callable[..., Any], what: str
+) -> None:
+    swarm = daemons(*PAIR)
+    process = swarm.peers["peer-1"]
+    process.until_step(100)
+    limit, least = WITHOUT[what]
+    limits = psutil.Process(process.pid)
+    soft, hard = limits.rlimit(limit)
+    limits.rlimit(limit, (least, hard))
+    swarm.peers["peer-0"].until("peer_finished")
+    process.until_step(149)
+    assert not process.events("peer_finished")
+    limits.rlimit(limit, (soft, hard))
+    finished = swarm.finish()
+    assert [event["steps"] for event in finished.values()] == [150, 150]
+    assert all(t.isfinite().all() for t in swarm.model("peer-1").values())
+
+
 def test_an_end_in_the_middle_of_a_save_leaves_all_that_was_learnt(
     daemons: Callable[..., Any],
 ) -> None:

@@ -36,7 +36,7 @@ def scrape(address: str) -> Samples:
         text = answer.read().decode()
     samples = {}
     for family in text_string_to_metric_families(text):
-        prefix = "(relayswarm_(peer|coordinator|exchanges)|process)"
+        prefix = "(relayswarm_(peer|coordinator|member|exchanges)|process)"
         assert re.fullmatch(f"{prefix}(_[a-z]+)+|relayswarm_exchanges", family.name)
         assert not re.search(r"_(ms|milliseconds|kb|mb|percent)(_|$)", family.name), "base units"
         assert family.documentation.strip(), family.name
@@ -178,6 +178,26 @@ def test_the_coordinator_counts_too(lingering: Any) -> None:
     assert value("epoch_diameter_hops") == 1
     lingering.peers["peer-1"].send(signal.SIGCONT)
     lingering.finish()
+
+
+def test_the_coordinator_passes_on_what_peers_tell(lingering: Any) -> None:
+    """Whoever reaches the coordinator sees peers that he cannot reach, until they have left."""
+    address = lingering.coordinator.until("coordinator_started")["metrics_address"]
+    mine = {"run": "run", "peer": "peer-0"}
+    own = scrape(started(lingering.peers["peer-0"])["metrics_address"])
+
+    def told(name: str, **labels: str) -> float | None:
+        return scrape(address).get((f"relayswarm_member_{name}", tuple(sorted(labels.items()))))
+
+    lingering.poll(lambda: told("steps_total", **mine) == 20, "all steps are told")
+    loss = told("evaluation", metric="loss", **mine)
+    assert loss == peer_value(own, "evaluation", metric="loss")
+    assert told("step_seconds_count", phase="compute", **mine) == 20
+    assert told("process_resident_memory_bytes", **mine)
+    lingering.peers["peer-1"].send(signal.SIGCONT)
+    lingering.finish()
+    assert told("info", **mine) is None
+    assert told("steps_total", **mine) is None
 
 
 def test_health_and_reflection(daemons: Callable[..., Any]) -> None:

@@ -24,6 +24,8 @@ class Wires:
         self._pids = pids
         self._changed = threading.Condition()
         self._side: frozenset[str] = frozenset()  # parted from the rest; empty: nobody
+        self._most: dict[tuple[str, str], int] = {}  # bytes from one process to one that called it
+        self.stuck: set[tuple[str, str]] = set()  # those of which so much has passed
         self._ended = False
         self._listeners: dict[str, socket.socket] = {}
         self._targets: dict[str, tuple[str, int]] = {}
@@ -42,6 +44,11 @@ class Wires:
         """The process of that name listens at this port of its own."""
         self._targets[name] = ("127.0.0.1", port)
 
+    def direct(self, name: str) -> str:
+        """Where that process itself listens, whoever is parted from it."""
+        host, port = self._targets[name]
+        return f"{host}:{port}"
+
     def part(self, side: Collection[str]) -> None:
         """From now on nothing gets through between these and the rest: packets vanish."""
         with self._changed:
@@ -51,6 +58,12 @@ class Wires:
     def heal(self) -> None:
         """All is well again, and what was under way goes on."""
         self.part(())
+
+    def hold_after(self, size: int, source: str, to: str) -> None:
+        """Of what `source` answers on each connection that `to` opens, so many bytes get through,
+        and then no more."""
+        with self._changed:
+            self._most[source, to] = size
 
     def cut(self, name: str) -> None:
         """Break all connections of a process, once."""
@@ -100,7 +113,8 @@ class Wires:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._changed:
             self._open |= {near: between, far: between}
-        back = threading.Thread(target=self._pump, args=(far, near, between), daemon=True)
+        most = self._most.get((name, between[0]))
+        back = threading.Thread(target=self._pump, args=(far, near, between, most), daemon=True)
         back.start()
         self._pump(near, far, between)
         back.join()
@@ -109,13 +123,43 @@ class Wires:
         near.close()
         far.close()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, between: tuple[str, str]) -> None:
+    def _pump(
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        between: tuple[str, str],
+        most: int | None = None,
+    ) -> None:
+        passed = 0
         with contextlib.suppress(OSError):
             while (data := source.recv(CHUNK)) and self._await_passage(between):
+                passed += len(data)
+                if most is not None and passed > most:
+                    self._hold(between[::-1])
+                    break
                 sink.sendall(data)
         self._await_passage(between)  # the end of a connection does not get through either
         _shut(source)
         _shut(sink)
+
+    def _hold(self, edge: tuple[str, str]) -> None:
+        """Until all is over, or the connection is cut."""
+        with self._changed:
+            self.stuck.add(edge)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._ended or edge not in self._most)
+
+    def release(self, source: str, to: str) -> None:
+        """Hold up no more what `hold_after` did; connections that were held are broken."""
+        with self._changed:
+            del self._most[source, to]
+            self._changed.notify_all()
+
+    def until_stuck(self, source: str, to: str, patience_s: float) -> None:
+        """Wait until so much has passed between them."""
+        with self._changed:
+            found = self._changed.wait_for(lambda: (source, to) in self.stuck, patience_s)
+        assert found, f"{to} has not had so much from {source}"
 
     def _await_passage(self, between: tuple[str, str]) -> bool:
         """Hold up what would pass between two sides. False: all is over."""

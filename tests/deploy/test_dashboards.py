@@ -16,6 +16,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from coordinator.conductor import Conductor
+from coordinator.member_metrics import FAMILIES, PREFIX, short_name
 from coordinator.metrics import Metrics
 from coordinator.store import Store
 from peer.metrics import PeerMetrics
@@ -56,13 +57,19 @@ def expressions() -> Iterator[str]:
 
 
 def known_series() -> set[str]:
-    names = set(OF_PROMETHEUS)
+    names = {*OF_PROMETHEUS, *members()}
     for registry in (
         PeerMetrics().registry,
         Metrics(Conductor(RunConfig(), Store(None))).registry,
     ):
         names |= names_of(registry)
     return names
+
+
+def members() -> set[str]:
+    """What the coordinator passes on."""
+    samples = {name for family in FAMILIES.values() for name in family.samples}
+    return {f"{PREFIX}{name}" for name in {"info", *samples}}
 
 
 def names_of(registry: CollectorRegistry) -> set[str]:
@@ -82,6 +89,21 @@ def test_every_metric_in_it_exists() -> None:
         used = named - {"relayswarm"}  # of a regular expression on alerts' names
         assert used, expression
         assert used <= known, used - known
+
+
+def test_every_series_of_a_peer_has_the_coordinators_word_beside_it() -> None:
+    """So that a panel shows peers that cannot be scraped, and rules count them."""
+    rules = (ROOT / "deploy/prometheus/rules.yml").read_text(encoding="utf-8")
+    queries = [*expressions(), *re.findall(r"expr: ((?:.|\n {10})*)", rules)]
+    seen = 0
+    for query in queries:
+        own = set(re.findall(r"\b(?:relayswarm_peer|relayswarm_exchanges)[a-z_]*", query))
+        for name in own - {"relayswarm_peer_info"}:
+            told = PREFIX + short_name(name)
+            assert told in query, query
+            assert "or on (run, peer)" in query
+            seen += 1
+    assert seen > 30
 
 
 def test_no_picture_is_missing() -> None:
@@ -108,10 +130,10 @@ def test_no_picture_is_missing() -> None:
 
 def test_panels_follow_the_variables() -> None:
     names = {one["name"] for one in dashboard()["templating"]["list"]}
-    assert names == {"run", "coordinator", "peer", "instance", "metric"}
+    assert names == {"run", "coordinator", "peer", "metric"}
     for panel in panels():
         text = json.dumps([target["expr"] for target in panel["targets"]])
-        assert panel["title"] == "Alerts" or "$instance" in text or "$coordinator" in text
+        assert panel["title"] == "Alerts" or "$peer" in text or "$coordinator" in text
         assert set(re.findall(r"\$(?!__)(\w+)", text)) <= names
 
 

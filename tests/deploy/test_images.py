@@ -10,11 +10,23 @@ from typing import Any
 
 import yaml
 
+from peer.newtask.command import write_task
 from relayswarm import config
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OF_PEERS_ALONE = {"torch", "numpy", "scipy", "scikit-learn", "matplotlib", "safetensors", "xxhash"}
+OF_PEERS_ALONE = {  # distribution: what is imported of it
+    "torch": "torch",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "scikit-learn": "sklearn",
+    "matplotlib": "matplotlib",
+    "safetensors": "safetensors",
+    "xxhash": "xxhash",
+    "pillow": "PIL",
+    "jinja2": "jinja2",
+    "blake3": "blake3",
+}
 
 
 def requirements() -> set[str]:
@@ -29,7 +41,7 @@ def test_the_coordinator_needs_every_dependency_but_those_of_peers_alone() -> No
 
 def test_the_coordinator_starts_without_those_of_peers_alone() -> None:
     """Every module of its process is imported while those of peers alone cannot be."""
-    blocked = ["torch", "numpy", "scipy", "sklearn", "matplotlib", "safetensors", "xxhash"]
+    blocked = list(OF_PEERS_ALONE.values())
     assert all(importlib.util.find_spec(name) for name in blocked)  # else it would prove nothing
     script = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
@@ -65,6 +77,7 @@ def test_compose_goes_without_tls_or_has_it_on_both_sides() -> None:
         variable = f"RELAYSWARM_{command.upper()}_INSECURE"
         assert plain[command]["environment"][variable] == "true"
         assert mtls[command]["environment"][variable] == "false"
+    assert mtls["coordinator"]["environment"]["RELAYSWARM_COORDINATOR_INSECURE_HTTP"] == "true"
     assert set(mtls) == {"coordinator", "peer"}
 
 
@@ -73,3 +86,16 @@ def test_gpu_overrides_what_there_is() -> None:
     assert gpu.keys() <= plain.keys()
     assert gpu["peer"]["build"]["args"].keys() <= plain["peer"]["build"]["args"].keys()
     assert gpu["peer"]["environment"] == {"RELAYSWARM_PEER_DEVICE": "cuda"}
+
+
+def test_compose_mounts_a_task_of_ones_own_where_its_processes_look(tmp_path: Path) -> None:
+    plain, own = compose("deploy/compose.task.yml")
+    write_task(tmp_path / "my_task")
+    named = {"coordinator": "RELAYSWARM_COORDINATOR_CONFIG", "peer": "RELAYSWARM_PEER_TASK_FILE"}
+    assert own.keys() == named.keys()
+    for service, variable in named.items():
+        value = Path(own[service]["environment"][variable])
+        assert own[service]["volumes"] == [f"${{TASK_DIR:-./my_task}}:{value.parent}:ro"]
+        assert (tmp_path / "my_task" / value.name).exists()
+    run = config.load(tmp_path / "my_task" / "run.toml")
+    assert run.peers == plain["peer"]["scale"]

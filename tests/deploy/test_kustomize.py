@@ -19,11 +19,14 @@ import typer.main
 import yaml
 
 from peer.cli import build_app
+from peer.newtask.command import write_task
 from relayswarm import config
 
 ROOT = Path(__file__).parents[2]
 OVERLAYS = ROOT / "deploy/kustomize/overlays"
 NAMES = sorted(path.name for path in OVERLAYS.iterdir())
+OF_SITES = ("site",)  # their coordinator is elsewhere
+SWARMS = [name for name in NAMES if name not in OF_SITES]
 VERSIONS = ("1.29", "1.33", "1.37")  # of Kubernetes: from the pod index's label to the newest known
 
 Document = dict[str, Any]
@@ -133,7 +136,7 @@ def without(document: Document, path: str) -> Document:
 
 
 def test_there_are_the_overlays_that_the_documentation_tells_of() -> None:
-    assert NAMES == ["gpu", "local", "mtls", "outside", "production"]
+    assert NAMES == ["gpu", "local", "mtls", "outside", "own-task", "production", "site"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -156,7 +159,8 @@ def test_policies_hold(overlay: str) -> None:
         document["metadata"]["name"]: violations(document)
         for document, _ in workloads(rendered(overlay))
     }
-    assert found == {"coordinator": [], "peer": []}
+    expected = {"peer"} if overlay in OF_SITES else {"coordinator", "peer"}
+    assert found == {name: [] for name in expected}
     namespace = only(overlay, "Namespace")["metadata"]["labels"]
     assert namespace["pod-security.kubernetes.io/enforce"] == "restricted"
 
@@ -273,7 +277,7 @@ def references(text: str) -> set[str]:
     return set(re.findall(r"\$\((\w+)\)", text))
 
 
-@pytest.mark.parametrize("overlay", NAMES)
+@pytest.mark.parametrize("overlay", SWARMS)
 def test_the_run_is_valid_and_has_its_peers(overlay: str, tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text(only(overlay, "ConfigMap")["data"]["run.toml"], encoding="utf-8")
@@ -289,9 +293,11 @@ def test_traffic_is_encrypted_or_said_not_to_be(overlay: str) -> None:
         names = {one["name"] for one in container["env"]}
         prefix = f"RELAYSWARM_{document['metadata']['name'].upper()}"
         tls = {f"{prefix}_TLS_{part}" for part in ("CA", "CERT", "KEY")}
-        if overlay in ("mtls", "outside"):
+        if overlay in ("mtls", "outside", *OF_SITES):
             assert tls <= names
             assert f"{prefix}_INSECURE" not in names
+            is_open = f"{prefix}_INSECURE_HTTP" in names  # the page, for Prometheus
+            assert is_open == (document["metadata"]["name"] == "coordinator")
         else:
             assert f"{prefix}_INSECURE" in names
             assert not tls & names
@@ -311,3 +317,29 @@ def test_outside_every_peer_has_the_port_that_it_advertises() -> None:
     for k in range(peer["spec"]["replicas"]):
         (port,) = only("outside", "Service", f"peer-{k}-outside")["spec"]["ports"]
         assert str(port["nodePort"]) == pattern.replace("$(POD_INDEX)", str(k))
+
+
+def test_a_task_of_ones_own_is_where_its_processes_look(tmp_path: Path) -> None:
+    """The files are those of the config map that docs/deploy.md has made."""
+    write_task(tmp_path / "my_task")
+    shown = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^kubectl .* create configmap task (.*)$", shown, re.MULTILINE)
+    files = {Path(one.partition("=")[2]).name for one in command.split()}
+    assert files <= {path.name for path in (tmp_path / "my_task").iterdir()}
+    named = {
+        "Deployment": "RELAYSWARM_COORDINATOR_CONFIG",
+        "StatefulSet": "RELAYSWARM_PEER_TASK_FILE",
+    }
+    for kind, variable in named.items():
+        pod = only("own-task", kind)["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        (value,) = (Path(one["value"]) for one in container["env"] if one["name"] == variable)
+        (mount,) = (
+            one for one in container["volumeMounts"] if one["mountPath"] == str(value.parent)
+        )
+        assert value.name in files
+        (volume,) = (one for one in pod["volumes"] if one["name"] == mount["name"])
+        assert volume["configMap"] == {"name": "task"}
+    run = config.load(tmp_path / "my_task" / "run.toml")
+    assert run.peers == only("own-task", "StatefulSet")["spec"]["replicas"]
+    assert Path(str(run.task.file)).name in files

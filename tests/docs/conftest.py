@@ -1,21 +1,77 @@
-"""What tests of the documentation share: its pages, and the commands that stand in them."""
+"""What tests of the documentation share: its pages, and the blocks of code that stand in them."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from peer import cli
-
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+)
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+RUNNABLE = ("simulate", "topology", "certs")
+"""Commands that need nobody else; run for real, training with few steps."""
 
-Blocks = Callable[[str], list[tuple[Path, str]]]
 Run = Callable[..., int]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page, and the line that it begins in."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+    def commands(self) -> Iterator[list[str]]:
+        """The words of each command of a shell block, without comments."""
+        for line in self.text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    text = page.read_text(encoding="utf-8")
+    for found in FENCE.finditer(text):
+        yield Block(page, text.count("\n", 0, found.start()) + 1, found[1], found[2])
+
+
+BLOCKS = tuple(block for page in PAGES for block in blocks_of(page))
+
+
+def runnable() -> dict[str, list[str]]:
+    """Arguments of each different command of shell blocks that can be run as it stands."""
+    shells = (block for block in BLOCKS if block.language == "bash")
+    found: dict[str, list[str]] = {}
+    for program, *arguments in (words for block in shells for words in block.commands()):
+        is_ours = program == "relayswarm" and arguments[0] in RUNNABLE
+        if is_ours and not {"sine", "--sweep"} & {*arguments}:
+            found[shlex.join(arguments)] = arguments
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for name in {"block", "bash_block", "toml_block"} & {*metafunc.fixturenames}:
+        language = name.removesuffix("block").rstrip("_")
+        chosen = [block for block in BLOCKS if language in ("", block.language)]
+        metafunc.parametrize(name, chosen, ids=[block.place for block in chosen])
+    if "shown_command" in metafunc.fixturenames:
+        found = runnable()
+        metafunc.parametrize("shown_command", found.values(), ids=list(found))
 
 
 @pytest.fixture(scope="session")
@@ -30,31 +86,21 @@ def pages() -> dict[Path, str]:
 
 
 @pytest.fixture(scope="session")
-def blocks(pages: dict[Path, str]) -> Blocks:
+def blocks() -> Callable[[str], list[tuple[Path, str]]]:
     """All fenced blocks of a language, each with the page it stands in."""
-
-    def of(language: str) -> list[tuple[Path, str]]:
-        fence = re.compile(rf"^```{language}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-        return [(path, found) for path, text in pages.items() for found in fence.findall(text)]
-
-    return of
+    return lambda language: [(b.page, b.text) for b in BLOCKS if b.language == language]
 
 
 @pytest.fixture(scope="session")
-def commands(blocks: Blocks) -> list[list[str]]:
+def commands() -> list[list[str]]:
     """The arguments of every `relayswarm` command in a bash block."""
-    lines = [line for _, block in blocks("bash") for line in block.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("relayswarm ")]
+    shells = (block for block in BLOCKS if block.language == "bash")
+    lines = (words for block in shells for words in block.commands())
+    return [words[1:] for words in lines if words[0] == "relayswarm"]
 
 
 @pytest.fixture
-def relayswarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The command line in this process, in an empty folder; returns the exit code."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> int:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(list(arguments))
-        return int(ended.value.code or 0)
-
-    return run
+def relayswarm(relayswarm: Run, tmp_path: Path) -> Run:
+    """The same in a folder with the examples."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    return relayswarm

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["peer", "relayswarm", "tests", "tomllib"]):
-    from tests.fuzz.targets import LONGEST, SEEDS, TARGETS, WORDS
+with atheris.instrument_imports(include=["coordinator", "peer", "relayswarm", "tests", "tomllib"]):
+    from tests.fuzz.calls import LONGEST
+    from tests.fuzz.targets import SEEDS, TARGETS, WORDS
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.targets import LONGEST, SEEDS, TARGETS
+from tests.fuzz.calls import LONGEST
+from tests.fuzz.targets import SEEDS, TARGETS
 
 EXAMPLES = 300
 

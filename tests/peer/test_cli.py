@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -19,20 +20,6 @@ from relayswarm.errors import ExitCode, QuorumError
 EXAMPLE = Path(__file__).parents[2] / "examples" / "demo.toml"
 
 Run = Callable[..., int]
-
-
-@pytest.fixture
-def relayswarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The command line in this process, in an empty folder; returns the exit code."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> int:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(list(arguments))
-        code = ended.value.code
-        return 0 if code is None else int(code)
-
-    return run
 
 
 # --- which commands there are -----------------------------------------------------------------
@@ -136,6 +123,12 @@ def test_wrong_usage_points_to_the_help(
     ("error", "code", "said"),
     [
         (QuorumError("too few came"), ExitCode.LOST_QUORUM, "error: too few came\n"),
+        (
+            OSError(errno.EMFILE, "Too many open files", "x.txt"),
+            ExitCode.USAGE,
+            "error: file descriptors = 'none left': [Errno 24] Too many open files: 'x.txt'; raise "
+            "the limit (ulimit -n), or end what holds them\n",
+        ),
         (KeyboardInterrupt(), ExitCode.INTERRUPTED, ""),
         (typer.Exit(ExitCode.COULD_NOT_JOIN), ExitCode.COULD_NOT_JOIN, ""),
     ],

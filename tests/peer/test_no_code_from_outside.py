@@ -21,7 +21,7 @@ import peer
 import relayswarm
 from peer.announce import Announcer
 from peer.metrics import PeerMetrics
-from peer.parts import Parts, PeerOptions
+from peer.parts import BY_TASK, Parts, PeerOptions
 from peer.transport.coordinator_client import Joined
 from relayswarm.errors import ConfigError
 
@@ -31,9 +31,11 @@ CARRIES_CODE = {"cloudpickle", "code", "dill", "imp", "joblib", "marshal", "pick
 RUNS_CODE = {"__import__", "compile", "eval", "exec"}
 LOADS = {"load", "loads"}  # of these modules what is loaded may be code
 UNSAFE_LOADERS = {"torch", "np", "numpy", "yaml"}
+BY_NAME = {"entry_points", "exec_module", "import_module", "load_module", "run_path"}
 MAY_IMPORT = {  # by name, and where the name comes from
     "peer/cli.py": "this program's own commands",
     "peer/offers.py": "entry points, once they are allowed",
+    "peer/tasks/files.py": "the file that this machine's operator has named",
     "peer/tasks/registry.py": "the built-in tasks",
     "relayswarm/__init__.py": "this package's own modules",
 }
@@ -59,7 +61,7 @@ def called(node: ast.Call) -> Iterator[tuple[int, str]]:
     if isinstance(function, ast.Name) and function.id in RUNS_CODE:
         yield node.lineno, f"calls {function.id}"
     name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
-    if name in ("import_module", "entry_points"):
+    if name in BY_NAME:
         yield node.lineno, name
     if not isinstance(function, ast.Attribute):
         return
@@ -83,7 +85,7 @@ def test_no_module_reads_what_can_carry_code() -> None:
             modules += 1
             name = str(path.relative_to(root.parent))
             for line, what in places(ast.parse(path.read_text(encoding="utf-8"))):
-                by_name = what in ("import_module", "entry_points") and name in MAY_IMPORT
+                by_name = what in BY_NAME and name in MAY_IMPORT
                 found += [] if by_name else [f"{name}:{line} {what}"]
     assert modules > 150
     assert not found
@@ -100,6 +102,8 @@ def test_no_module_reads_what_can_carry_code() -> None:
         "np.load(path, allow_pickle=True)",
         "yaml.load(text)",
         "importlib.import_module(name)",
+        "spec.loader.exec_module(module)",
+        "runpy.run_path(path)",
         "subprocess.run(text, shell=True)",
         "os.system(text)",
     ],
@@ -132,7 +136,8 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def be_told(config: str, **options: Any) -> None:
     """Be a peer whose coordinator sends this run config."""
     told = Joined(1, "run", "peer-0", config, shard=0, lease_s=1.0, donors=())
-    with Parts(PeerOptions("127.0.0.1:1", **options), told, PeerMetrics(), Announcer(speaks=False)):
+    peer_options = PeerOptions("127.0.0.1:1", **options)
+    with Parts(peer_options, BY_TASK, told, PeerMetrics(), Announcer(speaks=False)):
         pass
 
 
@@ -169,6 +174,32 @@ def test_what_the_operator_has_named_is_imported(theirs: Path, section: str) -> 
     with pytest.raises(ConfigError, match=r"not an? (task|algorithm)"):
         be_told(f'[{section}]\nname = "theirs"', **{f"allow_{section}s": ("theirs",)})
     assert theirs.exists()
+
+
+def test_a_coordinator_names_no_file_that_is_then_loaded(theirs: Path, tmp_path: Path) -> None:
+    file = json.dumps(str(tmp_path / "theirs_package.py"))
+    with pytest.raises(ConfigError, match="none has been allowed here; if you have that file"):
+        be_told(f'[task]\nname = "theirs"\nfile = {file}')
+    assert not theirs.exists()
+
+
+def test_the_operators_file_is_loaded_in_the_place_of_the_coordinators(
+    theirs: Path, tmp_path: Path
+) -> None:
+    file = json.dumps(str(tmp_path / "theirs_package.py"))
+    own = tmp_path / "own.py"
+    own.write_text(f"open({str(tmp_path / 'own_loaded')!r}, 'w').close()\n")
+    with pytest.raises(ConfigError, match=r"no task of this name in .*own\.py"):
+        be_told(f'[task]\nname = "theirs"\nfile = {file}', task_file=own)
+    assert (tmp_path / "own_loaded").exists()
+    assert not theirs.exists()
+
+
+def test_an_operators_file_is_not_loaded_for_a_run_without(theirs: Path, tmp_path: Path) -> None:
+    """Nor does a file let in a package."""
+    with pytest.raises(ConfigError, match="has not been allowed here"):
+        be_told('[task]\nname = "theirs"', task_file=tmp_path / "theirs_package.py")
+    assert not theirs.exists()
 
 
 @pytest.mark.parametrize(

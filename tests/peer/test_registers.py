@@ -229,6 +229,31 @@ def test_nothing_is_copied_that_nobody_reads_any_more() -> None:
     assert other.tensors[LIVE] is registers[LIVE]  # which it does not read
 
 
+def test_payloads_say_whether_they_are_equal() -> None:
+    registers = make()
+
+    def value(*lins: Lin, tree: int | None = None) -> object:
+        sent = head() if tree is not None else head(Kind.GOSSIP)
+        return registers.outgoing(lins or (Lin(((1, X),)),), sent).value
+
+    first = value()
+    assert first is not None
+    assert first == value()
+    assert first != value(Lin(((2, X),)))
+    assert first != value(Lin(((1, OLD),)))
+    registers.set(OLD, Lin(((1, X),)))
+    assert first == value()
+    registers.set(X, Lin(((1, X),)))
+    assert first != value()
+    registers.split(2)
+    assert value() != value(tree=0)
+    assert value(Lin(((1, X), (1, message(torch.zeros(D)))))) is None
+    assert (
+        make().outgoing((Lin(((1, X),)),), head(Kind.GOSSIP)).value
+        != make().outgoing((Lin(((1, X),)),), head(Kind.GOSSIP)).value
+    )
+
+
 def test_a_value_emitted_after_a_write_is_of_after_it() -> None:
     registers = make()
     earlier = registers.outgoing((Lin(((1, X),)),), head())

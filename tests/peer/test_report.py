@@ -45,6 +45,7 @@ def made_up_peer(number: int, accuracy: float | None, weight: float = 0.0) -> Pe
         losses=[(k, 2.0 - (k + number) / 4) for k in range(4)],
         evaluations=[(2, {"accuracy": 0.5}), (4, {"accuracy": accuracy})],
         swarm_metrics=swarm(4, peers=1 + number) if number else None,
+        privacy={"epsilon": 2.5} if number == 2 else None,
         model={"layer.weight": torch.full((2, 2), weight), "seen": torch.tensor([number])},
     )
 
@@ -78,6 +79,7 @@ def test_report_json_says_exactly_this(written: Path) -> None:
     peers = [
         {
             "id": f"peer-{k}",
+            "weight": 1.0,
             "steps": 4,
             "local_steps": 12,
             "metrics": {"accuracy": accuracy, "loss": 0.1 * k},
@@ -88,6 +90,7 @@ def test_report_json_says_exactly_this(written: Path) -> None:
             "waited_seconds": 0.25 * k,
             "bytes_sent": 1000,
             "swarm_metrics": swarm(4, peers=1 + k) if k else None,
+            "privacy": {"epsilon": 2.5} if k == 2 else None,
         }
         for k, accuracy in enumerate([0.9, 0.8, 0.97])
     ]
@@ -103,10 +106,12 @@ def test_report_json_says_exactly_this(written: Path) -> None:
         "peers": peers,
         "worst": {"accuracy": 0.8},
         "mean": {"accuracy": pytest.approx(0.89)},
+        "weighted_mean": {"accuracy": pytest.approx(0.89)},
         "swarm_metrics": swarm(4, peers=3),
         "consensus_model": {"accuracy": 0.96},
         "baseline": {"accuracy": 0.95, "batch_size": 96},
         "baseline_small_batch": {"accuracy": 0.93, "batch_size": 32},
+        "notes": [],
     }
 
 
@@ -151,7 +156,7 @@ def test_models_are_written_for_each_peer_and_their_mean_by_name(written: Path) 
     assert mean["layer.weight"].tolist() == [[3.0, 3.0], [3.0, 3.0]]
     assert mean["seen"].tolist() == [0]
     with safe_open(written / "models" / "peer-1.safetensors", "pt") as file:
-        assert file.metadata() == {"run_id": "made-up", "peer": "peer-1", "step": "4"}
+        assert file.metadata()["model"] == "peer-1"
 
 
 def test_the_manifest_tells_what_the_run_was_made_of(written: Path) -> None:

@@ -103,6 +103,12 @@ def test_an_empty_config_is_all_defaults() -> None:
     assert parse("") == load(None) == RunConfig()
 
 
+def test_a_warm_up_is_said_once() -> None:
+    error = refusal("[optimizer]\nwarmup_steps = 5\nwarmup = 0.1")
+    assert "warmup_steps and warmup say the same: leave one of the two out" in str(error)
+    assert parse("[optimizer]\nwarmup_steps = 5\nwarmup = 0").optimizer.warmup_steps == 5
+
+
 def test_every_section_is_read() -> None:
     config = parse(EVERYTHING)
     assert (config.run_id, config.peers, config.shards, config.seed) == ("night-3", 4, 3, 11)

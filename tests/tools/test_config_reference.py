@@ -27,7 +27,8 @@ def tool() -> ModuleType:
 
 def test_the_committed_reference_is_fresh(tool: ModuleType) -> None:
     remedy = "stale: run make docs"
-    assert tool.TARGET.read_text(encoding="utf-8") == tool.reference(), remedy
+    assert (tool.DOCS / "config.md").read_text(encoding="utf-8") == tool.reference(), remedy
+    assert (tool.DOCS / "site.md").read_text(encoding="utf-8") == tool.site_reference(), remedy
 
 
 def test_every_key_stands_under_its_section_with_default_and_text(tool: ModuleType) -> None:
@@ -46,7 +47,7 @@ def test_it_names_every_algorithm(tool: ModuleType) -> None:
 
 
 def check(tool: ModuleType, monkeypatch: pytest.MonkeyPatch, target: Path) -> int:
-    monkeypatch.setattr(tool, "TARGET", target)
+    monkeypatch.setattr(tool, "DOCS", target.parent)
     monkeypatch.setattr(sys, "argv", ["generate_config_reference.py", "--check"])
     code: int = tool.main()
     return code
@@ -55,6 +56,7 @@ def check(tool: ModuleType, monkeypatch: pytest.MonkeyPatch, target: Path) -> in
 def test_check_tells_fresh_from_stale(
     tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "site.md").write_text(tool.site_reference(), encoding="utf-8")
     target = tmp_path / "config.md"
     target.write_text(tool.reference(), encoding="utf-8")
     assert check(tool, monkeypatch, target) == 0

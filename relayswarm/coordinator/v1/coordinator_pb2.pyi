@@ -9,11 +9,46 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import relayswarm.peer.v1.peer_pb2
+import sys
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _Reachability:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ReachabilityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Reachability.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    REACHABILITY_UNSPECIFIED: _Reachability.ValueType  # 0
+    """Same as BOTH."""
+    REACHABILITY_BOTH: _Reachability.ValueType  # 1
+    """It connects to others, and others to it."""
+    REACHABILITY_DIAL_ONLY: _Reachability.ValueType  # 2
+    """It connects to others, but nobody to it: it has no address, and collects what is for it
+    (PeerService.Collect).
+    """
+
+class Reachability(_Reachability, metaclass=_ReachabilityEnumTypeWrapper):
+    """Who can connect to a peer."""
+
+REACHABILITY_UNSPECIFIED: Reachability.ValueType  # 0
+"""Same as BOTH."""
+REACHABILITY_BOTH: Reachability.ValueType  # 1
+"""It connects to others, and others to it."""
+REACHABILITY_DIAL_ONLY: Reachability.ValueType  # 2
+"""It connects to others, but nobody to it: it has no address, and collects what is for it
+(PeerService.Collect).
+"""
+global___Reachability = Reachability
 
 @typing.final
 class JoinRequest(google.protobuf.message.Message):
@@ -32,6 +67,10 @@ class JoinRequest(google.protobuf.message.Message):
     INCARNATION_FIELD_NUMBER: builtins.int
     EPOCH_FIELD_NUMBER: builtins.int
     FORMATS_FIELD_NUMBER: builtins.int
+    RESUME_POINTS_FIELD_NUMBER: builtins.int
+    TREE_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    REACHABILITY_FIELD_NUMBER: builtins.int
     min_protocol_version: builtins.int
     """Lowest and highest protocol version that the peer speaks."""
     max_protocol_version: builtins.int
@@ -40,17 +79,24 @@ class JoinRequest(google.protobuf.message.Message):
     peer_id: builtins.str
     """Id it wants; empty lets the coordinator choose the lowest free number."""
     advertised_address: builtins.str
-    """Address at which other peers reach it, HOST:PORT."""
+    """Address at which other peers reach it, HOST:PORT; empty if they cannot."""
     metrics_address: builtins.str
     """Address of its Prometheus metrics, HOST:PORT; empty if it has none."""
     model_fingerprint: builtins.int
     """Digest of the model's parameter names, shapes and types; 0 if not known yet, in which case
-    the peer joins twice: first to learn the run config, then with its fingerprint.
+    the peer joins twice: first to learn the run config, then with its fingerprint. Where
+    parameters are frozen, the lower 32 bits are a hash of their values.
     """
     step: builtins.int
     """The step its model has finished: above 0 after a resume."""
     incarnation: builtins.int
     """Tells one life of a peer from another: a later one is higher. Chosen by the peer."""
+    weight: builtins.float
+    """What its model weighs in averages; absent: 1. 0 means that it has no data: it gets no shard, and
+    relays for the others.
+    """
+    reachability: global___Reachability.ValueType
+    """Whether others can connect to it; unspecified means that they can."""
     @property
     def epoch(self) -> relayswarm.peer.v1.peer_pb2.Epoch:
         """The epoch it trains in, if it joins again because the coordinator forgot it."""
@@ -59,6 +105,16 @@ class JoinRequest(google.protobuf.message.Message):
     def formats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[relayswarm.peer.v1.peer_pb2.Format.ValueType]:
         """The wire formats that it reads and writes; empty means F64, F32, BF16 and F16. A peer that does
         not know the run's is refused.
+        """
+
+    @property
+    def resume_points(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ResumePoint]:
+        """Checkpoints from which this peer can go on as if it had never stopped, if all others do, too."""
+
+    @property
+    def tree(self) -> relayswarm.peer.v1.peer_pb2.CommittedTree:
+        """The tree of its epoch, if peers committed that by themselves: a coordinator that comes back goes
+        on with it.
         """
 
     def __init__(
@@ -75,11 +131,38 @@ class JoinRequest(google.protobuf.message.Message):
         incarnation: builtins.int = ...,
         epoch: relayswarm.peer.v1.peer_pb2.Epoch | None = ...,
         formats: collections.abc.Iterable[relayswarm.peer.v1.peer_pb2.Format.ValueType] | None = ...,
+        resume_points: collections.abc.Iterable[global___ResumePoint] | None = ...,
+        tree: relayswarm.peer.v1.peer_pb2.CommittedTree | None = ...,
+        weight: builtins.float | None = ...,
+        reachability: global___Reachability.ValueType = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["advertised_address", b"advertised_address", "epoch", b"epoch", "formats", b"formats", "incarnation", b"incarnation", "max_protocol_version", b"max_protocol_version", "metrics_address", b"metrics_address", "min_protocol_version", b"min_protocol_version", "model_fingerprint", b"model_fingerprint", "peer_id", b"peer_id", "run_id", b"run_id", "step", b"step"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_weight", b"_weight", "epoch", b"epoch", "tree", b"tree", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_weight", b"_weight", "advertised_address", b"advertised_address", "epoch", b"epoch", "formats", b"formats", "incarnation", b"incarnation", "max_protocol_version", b"max_protocol_version", "metrics_address", b"metrics_address", "min_protocol_version", b"min_protocol_version", "model_fingerprint", b"model_fingerprint", "peer_id", b"peer_id", "reachability", b"reachability", "resume_points", b"resume_points", "run_id", b"run_id", "step", b"step", "tree", b"tree", "weight", b"weight"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
 
 global___JoinRequest = JoinRequest
+
+@typing.final
+class ResumePoint(google.protobuf.message.Message):
+    """A checkpoint with all that the swarm's state has here."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: builtins.int
+    LAYOUT_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """The step before which it was written."""
+    layout: builtins.int
+    """Digest of the topology, as the view said."""
+    def __init__(
+        self,
+        *,
+        step: builtins.int = ...,
+        layout: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["layout", b"layout", "step", b"step"]) -> None: ...
+
+global___ResumePoint = ResumePoint
 
 @typing.final
 class JoinResponse(google.protobuf.message.Message):
@@ -142,6 +225,9 @@ class RenewLeaseRequest(google.protobuf.message.Message):
     UNREACHABLE_FIELD_NUMBER: builtins.int
     SWARM_METRICS_FIELD_NUMBER: builtins.int
     STEPS_PER_S_FIELD_NUMBER: builtins.int
+    TREE_FIELD_NUMBER: builtins.int
+    METRICS_FIELD_NUMBER: builtins.int
+    EVALUATION_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run."""
     peer_id: builtins.str
@@ -170,6 +256,18 @@ class RenewLeaseRequest(google.protobuf.message.Message):
     def swarm_metrics(self) -> relayswarm.peer.v1.peer_pb2.SwarmMetrics:
         """What it knows of the swarm's metrics; shown, and used for nothing else."""
 
+    @property
+    def tree(self) -> relayswarm.peer.v1.peer_pb2.CommittedTree:
+        """The tree of its epoch, if peers committed that by themselves, as in JoinRequest."""
+
+    @property
+    def metrics(self) -> global___MetricSnapshot:
+        """Its metrics of now, of those that the coordinator passes on; absent: as told before."""
+
+    @property
+    def evaluation(self) -> global___Evaluation:
+        """Its last evaluation; absent before there is one."""
+
     def __init__(
         self,
         *,
@@ -184,11 +282,130 @@ class RenewLeaseRequest(google.protobuf.message.Message):
         unreachable: collections.abc.Iterable[builtins.str] | None = ...,
         swarm_metrics: relayswarm.peer.v1.peer_pb2.SwarmMetrics | None = ...,
         steps_per_s: builtins.float = ...,
+        tree: relayswarm.peer.v1.peer_pb2.CommittedTree | None = ...,
+        metrics: global___MetricSnapshot | None = ...,
+        evaluation: global___Evaluation | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["epoch", b"epoch", "swarm_metrics", b"swarm_metrics"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "loss", b"loss", "models_counted", b"models_counted", "peer_id", b"peer_id", "run_id", b"run_id", "state", b"state", "step", b"step", "steps_per_s", b"steps_per_s", "swarm_metrics", b"swarm_metrics", "unreachable", b"unreachable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["epoch", b"epoch", "evaluation", b"evaluation", "metrics", b"metrics", "swarm_metrics", b"swarm_metrics", "tree", b"tree"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "evaluation", b"evaluation", "incarnation", b"incarnation", "loss", b"loss", "metrics", b"metrics", "models_counted", b"models_counted", "peer_id", b"peer_id", "run_id", b"run_id", "state", b"state", "step", b"step", "steps_per_s", b"steps_per_s", "swarm_metrics", b"swarm_metrics", "tree", b"tree", "unreachable", b"unreachable"]) -> None: ...
 
 global___RenewLeaseRequest = RenewLeaseRequest
+
+@typing.final
+class Evaluation(google.protobuf.message.Message):
+    """What a member measured of its model at one step, of what its site lets leave. Told to whoever asks
+    for the status: at the end of a run its sites learn from it what each measured of the common model.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: builtins.int
+    METRICS_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """The step."""
+    @property
+    def metrics(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___EvaluatedMetric]:
+        """At most 32, in the order of the task; what is not finite is not taken."""
+
+    def __init__(
+        self,
+        *,
+        step: builtins.int = ...,
+        metrics: collections.abc.Iterable[global___EvaluatedMetric] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["metrics", b"metrics", "step", b"step"]) -> None: ...
+
+global___Evaluation = Evaluation
+
+@typing.final
+class EvaluatedMetric(google.protobuf.message.Message):
+    """One metric of an evaluation."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name, of at most 64 characters."""
+    value: builtins.float
+    """What was measured."""
+    weight: builtins.float
+    """What that weighs in the swarm's mean."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        value: builtins.float = ...,
+        weight: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "value", b"value", "weight", b"weight"]) -> None: ...
+
+global___EvaluatedMetric = EvaluatedMetric
+
+@typing.final
+class MetricSnapshot(google.protobuf.message.Message):
+    """A member's metrics, for dashboards that cannot reach the member."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: builtins.int
+    @property
+    def samples(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MetricSample]:
+        """At most 512; what is not on the coordinator's list of names is refused."""
+
+    def __init__(
+        self,
+        *,
+        samples: collections.abc.Iterable[global___MetricSample] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["samples", b"samples"]) -> None: ...
+
+global___MetricSnapshot = MetricSnapshot
+
+@typing.final
+class MetricSample(google.protobuf.message.Message):
+    """One value of a metric."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class LabelsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    NAME_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name without the prefix `relayswarm_peer_`, such as `steps_total`."""
+    value: builtins.float
+    """Finite."""
+    @property
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Its labels."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        value: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["labels", b"labels", "name", b"name", "value", b"value"]) -> None: ...
+
+global___MetricSample = MetricSample
 
 @typing.final
 class RenewLeaseResponse(google.protobuf.message.Message):
@@ -197,14 +414,20 @@ class RenewLeaseResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     LEASE_MS_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
     lease_ms: builtins.int
     """Renew well within this time."""
+    progress: builtins.float
+    """How many steps the run's peers have done by now, in the mean of all that are here or have
+    finished; the rates of pairwise methods follow it.
+    """
     def __init__(
         self,
         *,
         lease_ms: builtins.int = ...,
+        progress: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["lease_ms", b"lease_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["lease_ms", b"lease_ms", "progress", b"progress"]) -> None: ...
 
 global___RenewLeaseResponse = RenewLeaseResponse
 
@@ -242,6 +465,9 @@ class WatchTopologyResponse(google.protobuf.message.Message):
 
     VIEW_FIELD_NUMBER: builtins.int
     WAITING_FIELD_NUMBER: builtins.int
+    NO_TREE_FIELD_NUMBER: builtins.int
+    no_tree: builtins.str
+    """The run cannot go on, as no tree can hold its members: why, and what to do. Nothing follows."""
     @property
     def view(self) -> global___View:
         """The peer's view of the topology; absent while waiting."""
@@ -255,9 +481,10 @@ class WatchTopologyResponse(google.protobuf.message.Message):
         *,
         view: global___View | None = ...,
         waiting: global___Waiting | None = ...,
+        no_tree: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["view", b"view", "waiting", b"waiting"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["view", b"view", "waiting", b"waiting"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["no_tree", b"no_tree", "view", b"view", "waiting", b"waiting"]) -> None: ...
 
 global___WatchTopologyResponse = WatchTopologyResponse
 
@@ -298,6 +525,11 @@ class View(google.protobuf.message.Message):
     DIAMETER_FIELD_NUMBER: builtins.int
     LR_FACTOR_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    LAYOUT_FIELD_NUMBER: builtins.int
+    RESUMES_FIELD_NUMBER: builtins.int
+    WEIGHTS_FIELD_NUMBER: builtins.int
+    STOP_STEP_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
     effective_step: builtins.int
     """The step from which it holds; a peer that is past it takes it up at once."""
     diameter: builtins.int
@@ -306,6 +538,18 @@ class View(google.protobuf.message.Message):
     """Learning-rate factor of the tree as a fraction, such as "43/8"."""
     reason: builtins.str
     """Why this epoch was published, for people."""
+    layout: builtins.int
+    """Digest of members, trees, graph, mixing matrix and weights, without the members' lives."""
+    resumes: builtins.bool
+    """Whether all members go on from their checkpoints of the effective step and of this layout, as
+    if they had never stopped.
+    """
+    stop_step: builtins.int
+    """The run ends before this step, whatever its config says; 0: it does not. Told again, in a view
+    of the same epoch, once it is known.
+    """
+    progress: builtins.float
+    """As in RenewLeaseResponse, when this view was told."""
     @property
     def epoch(self) -> relayswarm.peer.v1.peer_pb2.Epoch:
         """The epoch."""
@@ -326,6 +570,10 @@ class View(google.protobuf.message.Message):
     def mixing(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MixingWeight]:
         """This peer's row of the mixing matrix."""
 
+    @property
+    def weights(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """What each member's model weighs, in their order; empty: all weigh the same."""
+
     def __init__(
         self,
         *,
@@ -338,9 +586,14 @@ class View(google.protobuf.message.Message):
         diameter: builtins.int = ...,
         lr_factor: builtins.str = ...,
         reason: builtins.str = ...,
+        layout: builtins.int = ...,
+        resumes: builtins.bool = ...,
+        weights: collections.abc.Iterable[builtins.float] | None = ...,
+        stop_step: builtins.int = ...,
+        progress: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["diameter", b"diameter", "effective_step", b"effective_step", "epoch", b"epoch", "lr_factor", b"lr_factor", "members", b"members", "mixing", b"mixing", "neighbours", b"neighbours", "reason", b"reason", "trees", b"trees"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["diameter", b"diameter", "effective_step", b"effective_step", "epoch", b"epoch", "layout", b"layout", "lr_factor", b"lr_factor", "members", b"members", "mixing", b"mixing", "neighbours", b"neighbours", "progress", b"progress", "reason", b"reason", "resumes", b"resumes", "stop_step", b"stop_step", "trees", b"trees", "weights", b"weights"]) -> None: ...
 
 global___View = View
 
@@ -358,7 +611,7 @@ class Member(google.protobuf.message.Message):
     incarnation: builtins.int
     """Its present life."""
     address: builtins.str
-    """Where it serves, HOST:PORT."""
+    """Where it serves, HOST:PORT; empty: it can only dial out."""
     def __init__(
         self,
         *,
@@ -404,17 +657,21 @@ class TreeNeighbour(google.protobuf.message.Message):
 
     PEER_ID_FIELD_NUMBER: builtins.int
     BEHIND_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
     peer_id: builtins.str
     """Its id."""
     behind: builtins.int
     """How many peers are behind that edge, the neighbour included."""
+    weight: builtins.float
+    """What they weigh together, where peers do not weigh the same."""
     def __init__(
         self,
         *,
         peer_id: builtins.str = ...,
         behind: builtins.int = ...,
+        weight: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["behind", b"behind", "peer_id", b"peer_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["behind", b"behind", "peer_id", b"peer_id", "weight", b"weight"]) -> None: ...
 
 global___TreeNeighbour = TreeNeighbour
 
@@ -530,6 +787,7 @@ class GetStatusResponse(google.protobuf.message.Message):
     MEMBERS_FIELD_NUMBER: builtins.int
     TREES_FIELD_NUMBER: builtins.int
     RUN_CONFIG_FIELD_NUMBER: builtins.int
+    STOP_STEP_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run."""
     state: builtins.str
@@ -540,6 +798,8 @@ class GetStatusResponse(google.protobuf.message.Message):
     """Why it was published."""
     run_config: builtins.str
     """The run config, TOML text."""
+    stop_step: builtins.int
+    """The run ends before this step, whatever its config says; 0: it does not."""
     @property
     def epoch(self) -> relayswarm.peer.v1.peer_pb2.Epoch:
         """Present epoch."""
@@ -563,9 +823,10 @@ class GetStatusResponse(google.protobuf.message.Message):
         members: collections.abc.Iterable[global___MemberStatus] | None = ...,
         trees: collections.abc.Iterable[global___Tree] | None = ...,
         run_config: builtins.str = ...,
+        stop_step: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "members", b"members", "needed", b"needed", "reason", b"reason", "run_config", b"run_config", "run_id", b"run_id", "state", b"state", "trees", b"trees"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "members", b"members", "needed", b"needed", "reason", b"reason", "run_config", b"run_config", "run_id", b"run_id", "state", b"state", "stop_step", b"stop_step", "trees", b"trees"]) -> None: ...
 
 global___GetStatusResponse = GetStatusResponse
 
@@ -585,6 +846,7 @@ class MemberStatus(google.protobuf.message.Message):
     METRICS_ADDRESS_FIELD_NUMBER: builtins.int
     SWARM_METRICS_FIELD_NUMBER: builtins.int
     STEPS_PER_S_FIELD_NUMBER: builtins.int
+    EVALUATION_FIELD_NUMBER: builtins.int
     shard: builtins.int
     """Its data shard."""
     step: builtins.int
@@ -606,6 +868,10 @@ class MemberStatus(google.protobuf.message.Message):
     def swarm_metrics(self) -> relayswarm.peer.v1.peer_pb2.SwarmMetrics:
         """As in its last renewal."""
 
+    @property
+    def evaluation(self) -> global___Evaluation:
+        """As in its last renewal."""
+
     def __init__(
         self,
         *,
@@ -619,8 +885,71 @@ class MemberStatus(google.protobuf.message.Message):
         metrics_address: builtins.str = ...,
         swarm_metrics: relayswarm.peer.v1.peer_pb2.SwarmMetrics | None = ...,
         steps_per_s: builtins.float = ...,
+        evaluation: global___Evaluation | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["member", b"member", "swarm_metrics", b"swarm_metrics"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["last_seen_s", b"last_seen_s", "loss", b"loss", "member", b"member", "metrics_address", b"metrics_address", "models_counted", b"models_counted", "shard", b"shard", "state", b"state", "step", b"step", "steps_per_s", b"steps_per_s", "swarm_metrics", b"swarm_metrics"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["evaluation", b"evaluation", "member", b"member", "swarm_metrics", b"swarm_metrics"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["evaluation", b"evaluation", "last_seen_s", b"last_seen_s", "loss", b"loss", "member", b"member", "metrics_address", b"metrics_address", "models_counted", b"models_counted", "shard", b"shard", "state", b"state", "step", b"step", "steps_per_s", b"steps_per_s", "swarm_metrics", b"swarm_metrics"]) -> None: ...
 
 global___MemberStatus = MemberStatus
+
+@typing.final
+class CheckReachabilityRequest(google.protobuf.message.Message):
+    """Asks to be called back."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PEER_ID_FIELD_NUMBER: builtins.int
+    ADVERTISED_ADDRESS_FIELD_NUMBER: builtins.int
+    NONCE_FIELD_NUMBER: builtins.int
+    peer_id: builtins.str
+    """Whose certificate has to be there, with TLS; empty: the address's host."""
+    advertised_address: builtins.str
+    """Address at which others are to reach the caller, HOST:PORT."""
+    nonce: builtins.str
+    """The service whose health is asked for: a name that the caller has made up, so that nobody else
+    can be taken for it. At most 64 characters.
+    """
+    def __init__(
+        self,
+        *,
+        peer_id: builtins.str = ...,
+        advertised_address: builtins.str = ...,
+        nonce: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["advertised_address", b"advertised_address", "nonce", b"nonce", "peer_id", b"peer_id"]) -> None: ...
+
+global___CheckReachabilityRequest = CheckReachabilityRequest
+
+@typing.final
+class CheckReachabilityResponse(google.protobuf.message.Message):
+    """What came of it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REACHED_FIELD_NUMBER: builtins.int
+    PROBLEM_FIELD_NUMBER: builtins.int
+    SEEN_HOST_FIELD_NUMBER: builtins.int
+    TIME_S_FIELD_NUMBER: builtins.int
+    RELEASE_FIELD_NUMBER: builtins.int
+    reached: builtins.bool
+    """Whether the caller was reached."""
+    problem: builtins.str
+    """Why not."""
+    seen_host: builtins.str
+    """The caller's host, as the coordinator sees it."""
+    time_s: builtins.float
+    """The coordinator's clock, seconds since 1970."""
+    release: builtins.str
+    """The coordinator's release of relayswarm."""
+    def __init__(
+        self,
+        *,
+        reached: builtins.bool = ...,
+        problem: builtins.str = ...,
+        seen_host: builtins.str = ...,
+        time_s: builtins.float = ...,
+        release: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["problem", b"problem", "reached", b"reached", "release", b"release", "seen_host", b"seen_host", "time_s", b"time_s"]) -> None: ...
+
+global___CheckReachabilityResponse = CheckReachabilityResponse

@@ -60,6 +60,11 @@ class CoordinatorServiceStub(object):
                 request_serializer=relayswarm_dot_coordinator_dot_v1_dot_coordinator__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=relayswarm_dot_coordinator_dot_v1_dot_coordinator__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.CheckReachability = channel.unary_unary(
+                '/relayswarm.coordinator.v1.CoordinatorService/CheckReachability',
+                request_serializer=relayswarm_dot_coordinator_dot_v1_dot_coordinator__pb2.CheckReachabilityRequest.SerializeToString,
+                response_deserializer=relayswarm_dot_coordinator_dot_v1_dot_coordinator__pb2.CheckReachabilityResponse.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServiceServicer(object):
@@ -68,7 +73,9 @@ class CoordinatorServiceServicer(object):
 
     def Join(self, request, context):
         """Asks to become a member. The peer must already serve at the address it gives. A refusal is
-        FAILED_PRECONDITION (or INVALID_ARGUMENT, ALREADY_EXISTS) with a message that names what differs.
+        FAILED_PRECONDITION (or INVALID_ARGUMENT, ALREADY_EXISTS) with a message that names what differs,
+        for people, and for programs a word in the trailing metadata `relayswarm-refusal`: "finished"
+        says that there is nothing to be done any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,6 +110,15 @@ class CoordinatorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckReachability(self, request, context):
+        """Calls the caller back at the address that it is going to advertise, to say whether others reach
+        it there. Only an address whose host is the one that the call comes from is tried, and all that
+        is asked there is gRPC health. RESOURCE_EXHAUSTED: asked too often.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +146,11 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=relayswarm_dot_coordinator_dot_v1_dot_coordinator__pb2.GetStatusRequest.FromString,
                     response_serializer=relayswarm_dot_coordinator_dot_v1_dot_coordinator__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'CheckReachability': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckReachability,
+                    request_deserializer=relayswarm_dot_coordinator_dot_v1_dot_coordinator__pb2.CheckReachabilityRequest.FromString,
+                    response_serializer=relayswarm_dot_coordinator_dot_v1_dot_coordinator__pb2.CheckReachabilityResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -268,6 +289,33 @@ class CoordinatorService(object):
             '/relayswarm.coordinator.v1.CoordinatorService/GetStatus',
             relayswarm_dot_coordinator_dot_v1_dot_coordinator__pb2.GetStatusRequest.SerializeToString,
             relayswarm_dot_coordinator_dot_v1_dot_coordinator__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckReachability(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/relayswarm.coordinator.v1.CoordinatorService/CheckReachability',
+            relayswarm_dot_coordinator_dot_v1_dot_coordinator__pb2.CheckReachabilityRequest.SerializeToString,
+            relayswarm_dot_coordinator_dot_v1_dot_coordinator__pb2.CheckReachabilityResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,7 +28,9 @@ class CoordinatorServiceStub:
         relayswarm.coordinator.v1.coordinator_pb2.JoinResponse,
     ]
     """Asks to become a member. The peer must already serve at the address it gives. A refusal is
-    FAILED_PRECONDITION (or INVALID_ARGUMENT, ALREADY_EXISTS) with a message that names what differs.
+    FAILED_PRECONDITION (or INVALID_ARGUMENT, ALREADY_EXISTS) with a message that names what differs,
+    for people, and for programs a word in the trailing metadata `relayswarm-refusal`: "finished"
+    says that there is nothing to be done any more.
     """
 
     RenewLease: grpc.UnaryUnaryMultiCallable[
@@ -57,6 +59,15 @@ class CoordinatorServiceStub:
     ]
     """How the run is doing."""
 
+    CheckReachability: grpc.UnaryUnaryMultiCallable[
+        relayswarm.coordinator.v1.coordinator_pb2.CheckReachabilityRequest,
+        relayswarm.coordinator.v1.coordinator_pb2.CheckReachabilityResponse,
+    ]
+    """Calls the caller back at the address that it is going to advertise, to say whether others reach
+    it there. Only an address whose host is the one that the call comes from is tried, and all that
+    is asked there is gRPC health. RESOURCE_EXHAUSTED: asked too often.
+    """
+
 class CoordinatorServiceAsyncStub:
     """Served by the coordinator of one run."""
 
@@ -65,7 +76,9 @@ class CoordinatorServiceAsyncStub:
         relayswarm.coordinator.v1.coordinator_pb2.JoinResponse,
     ]
     """Asks to become a member. The peer must already serve at the address it gives. A refusal is
-    FAILED_PRECONDITION (or INVALID_ARGUMENT, ALREADY_EXISTS) with a message that names what differs.
+    FAILED_PRECONDITION (or INVALID_ARGUMENT, ALREADY_EXISTS) with a message that names what differs,
+    for people, and for programs a word in the trailing metadata `relayswarm-refusal`: "finished"
+    says that there is nothing to be done any more.
     """
 
     RenewLease: grpc.aio.UnaryUnaryMultiCallable[
@@ -94,6 +107,15 @@ class CoordinatorServiceAsyncStub:
     ]
     """How the run is doing."""
 
+    CheckReachability: grpc.aio.UnaryUnaryMultiCallable[
+        relayswarm.coordinator.v1.coordinator_pb2.CheckReachabilityRequest,
+        relayswarm.coordinator.v1.coordinator_pb2.CheckReachabilityResponse,
+    ]
+    """Calls the caller back at the address that it is going to advertise, to say whether others reach
+    it there. Only an address whose host is the one that the call comes from is tried, and all that
+    is asked there is gRPC health. RESOURCE_EXHAUSTED: asked too often.
+    """
+
 class CoordinatorServiceServicer(metaclass=abc.ABCMeta):
     """Served by the coordinator of one run."""
 
@@ -104,7 +126,9 @@ class CoordinatorServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[relayswarm.coordinator.v1.coordinator_pb2.JoinResponse, collections.abc.Awaitable[relayswarm.coordinator.v1.coordinator_pb2.JoinResponse]]:
         """Asks to become a member. The peer must already serve at the address it gives. A refusal is
-        FAILED_PRECONDITION (or INVALID_ARGUMENT, ALREADY_EXISTS) with a message that names what differs.
+        FAILED_PRECONDITION (or INVALID_ARGUMENT, ALREADY_EXISTS) with a message that names what differs,
+        for people, and for programs a word in the trailing metadata `relayswarm-refusal`: "finished"
+        says that there is nothing to be done any more.
         """
 
     @abc.abstractmethod
@@ -140,5 +164,16 @@ class CoordinatorServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[relayswarm.coordinator.v1.coordinator_pb2.GetStatusResponse, collections.abc.Awaitable[relayswarm.coordinator.v1.coordinator_pb2.GetStatusResponse]]:
         """How the run is doing."""
+
+    @abc.abstractmethod
+    def CheckReachability(
+        self,
+        request: relayswarm.coordinator.v1.coordinator_pb2.CheckReachabilityRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[relayswarm.coordinator.v1.coordinator_pb2.CheckReachabilityResponse, collections.abc.Awaitable[relayswarm.coordinator.v1.coordinator_pb2.CheckReachabilityResponse]]:
+        """Calls the caller back at the address that it is going to advertise, to say whether others reach
+        it there. Only an address whose host is the one that the call comes from is tried, and all that
+        is asked there is gRPC health. RESOURCE_EXHAUSTED: asked too often.
+        """
 
 def add_CoordinatorServiceServicer_to_server(servicer: CoordinatorServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -358,6 +358,8 @@ class MessageHeader(google.protobuf.message.Message):
     ATTEMPT_FIELD_NUMBER: builtins.int
     EXCHANGE_NUMBER_FIELD_NUMBER: builtins.int
     MODEL_FINGERPRINT_FIELD_NUMBER: builtins.int
+    LEFT_FIELD_NUMBER: builtins.int
+    MEAN_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     """Version of this protocol; outside the receiver's range the verdict is VERSION."""
     run_id: builtins.str
@@ -377,7 +379,9 @@ class MessageHeader(google.protobuf.message.Message):
     count: builtins.int
     """How many models are summed in it: between 1 and the peers behind the edge."""
     weight: builtins.float
-    """Push-sum weight that travels with the vector; 1 otherwise."""
+    """Push-sum weight that travels with the vector; of a relayed sum, where peers do not weigh the
+    same, what the models in it weigh together; 1 otherwise.
+    """
     payload_bytes: builtins.int
     """Length of the payload; the receiver checks it against its own model before taking memory."""
     lost: builtins.bool
@@ -385,9 +389,16 @@ class MessageHeader(google.protobuf.message.Message):
     attempt: builtins.int
     """Which try at sending this message, from 0."""
     exchange_number: builtins.int
-    """Number of a pairwise exchange, counted by its initiator."""
+    """Number of a pairwise exchange, counted by its initiator. Of kind RELAY, when the run ends in one
+    model, what the message is in that last round: 1 a sum of models on its way up, 2 their mean, 3
+    (without payload) that the sender and all behind it have the mean, 4 that all have it; else 0.
+    """
     model_fingerprint: builtins.int
     """Digest of the model's parameter names, shapes and types; must equal the receiver's."""
+    left: builtins.bool
+    """Of an announced loss: the sender has gone on to a later epoch, and sends nothing more in this
+    one; a receiver that knows of a later one, too, need not wait for it.
+    """
     @property
     def epoch(self) -> global___Epoch:
         """The sender's epoch of topology."""
@@ -399,6 +410,10 @@ class MessageHeader(google.protobuf.message.Message):
     @property
     def codec(self) -> global___Codec:
         """How the payload is written."""
+
+    @property
+    def mean(self) -> global___Mean:
+        """In the last round: the mean that the message carries, or is about."""
 
     def __init__(
         self,
@@ -421,11 +436,46 @@ class MessageHeader(google.protobuf.message.Message):
         attempt: builtins.int = ...,
         exchange_number: builtins.int = ...,
         model_fingerprint: builtins.int = ...,
+        left: builtins.bool = ...,
+        mean: global___Mean | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["codec", b"codec", "epoch", b"epoch"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "codec", b"codec", "count", b"count", "epoch", b"epoch", "exchange_number", b"exchange_number", "incarnation", b"incarnation", "kind", b"kind", "lost", b"lost", "model_fingerprint", b"model_fingerprint", "payload_bytes", b"payload_bytes", "protocol_version", b"protocol_version", "round", b"round", "run_id", b"run_id", "sections", b"sections", "sender", b"sender", "step", b"step", "tree", b"tree", "weight", b"weight"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["codec", b"codec", "epoch", b"epoch", "mean", b"mean"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "codec", b"codec", "count", b"count", "epoch", b"epoch", "exchange_number", b"exchange_number", "incarnation", b"incarnation", "kind", b"kind", "left", b"left", "lost", b"lost", "mean", b"mean", "model_fingerprint", b"model_fingerprint", "payload_bytes", b"payload_bytes", "protocol_version", b"protocol_version", "round", b"round", "run_id", b"run_id", "sections", b"sections", "sender", b"sender", "step", b"step", "tree", b"tree", "weight", b"weight"]) -> None: ...
 
 global___MessageHeader = MessageHeader
+
+@typing.final
+class Mean(google.protobuf.message.Message):
+    """The mean of models with which a run ends."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: builtins.int
+    MEMBERS_FIELD_NUMBER: builtins.int
+    WEIGHTS_FIELD_NUMBER: builtins.int
+    @property
+    def epoch(self) -> global___Epoch:
+        """The epoch in which it was formed; of two the later one holds."""
+
+    @property
+    def members(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Whose models are in it; empty if that is all of the message's epoch, or nothing is carried."""
+
+    @property
+    def weights(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """What these models weigh, in the same order; empty: all weigh the same."""
+
+    def __init__(
+        self,
+        *,
+        epoch: global___Epoch | None = ...,
+        members: collections.abc.Iterable[builtins.str] | None = ...,
+        weights: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "members", b"members", "weights", b"weights"]) -> None: ...
+
+global___Mean = Mean
 
 @typing.final
 class Trailer(google.protobuf.message.Message):
@@ -633,9 +683,14 @@ class ExchangeResponse(google.protobuf.message.Message):
     HEADER_FIELD_NUMBER: builtins.int
     TRAILER_FIELD_NUMBER: builtins.int
     ANSWER_FIELD_NUMBER: builtins.int
+    PROCEED_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
     offset: builtins.int
     """Where `data` begins in the payload. Chunks come in order, without gaps."""
+    proceed: builtins.bool
+    """The header of the offer is in order: its payload may come. Until then only the header is sent,
+    so that an offer to a peer that is busy costs no payload.
+    """
     data: builtins.bytes
     """The chunk."""
     @property
@@ -657,12 +712,139 @@ class ExchangeResponse(google.protobuf.message.Message):
         header: global___MessageHeader | None = ...,
         trailer: global___Trailer | None = ...,
         answer: global___RelayResponse | None = ...,
+        proceed: builtins.bool = ...,
         data: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["answer", b"answer", "header", b"header", "trailer", b"trailer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["answer", b"answer", "data", b"data", "header", b"header", "offset", b"offset", "trailer", b"trailer"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answer", b"answer", "data", b"data", "header", b"header", "offset", b"offset", "proceed", b"proceed", "trailer", b"trailer"]) -> None: ...
 
 global___ExchangeResponse = ExchangeResponse
+
+@typing.final
+class CollectRequest(google.protobuf.message.Message):
+    """One piece of what a collector sends: first who it is, then its part in the call."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: builtins.int
+    HEADER_FIELD_NUMBER: builtins.int
+    TRAILER_FIELD_NUMBER: builtins.int
+    ANSWER_FIELD_NUMBER: builtins.int
+    PROCEED_FIELD_NUMBER: builtins.int
+    COLLECTOR_FIELD_NUMBER: builtins.int
+    ENDED_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    offset: builtins.int
+    """As in ExchangeResponse."""
+    proceed: builtins.bool
+    """As in ExchangeResponse."""
+    ended: builtins.bool
+    """The last request of an exchange, alone: it has come to its end. A stream that ends without is
+    broken off; servers cannot always tell the two apart.
+    """
+    data: builtins.bytes
+    """As in ExchangeResponse."""
+    @property
+    def header(self) -> global___MessageHeader: ...
+    @property
+    def trailer(self) -> global___Trailer: ...
+    @property
+    def answer(self) -> global___RelayResponse:
+        """What became of the message, or of the offer."""
+
+    @property
+    def collector(self) -> global___Collector:
+        """In the first request only."""
+
+    def __init__(
+        self,
+        *,
+        offset: builtins.int = ...,
+        header: global___MessageHeader | None = ...,
+        trailer: global___Trailer | None = ...,
+        answer: global___RelayResponse | None = ...,
+        proceed: builtins.bool = ...,
+        collector: global___Collector | None = ...,
+        ended: builtins.bool = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["answer", b"answer", "collector", b"collector", "header", b"header", "trailer", b"trailer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["answer", b"answer", "collector", b"collector", "data", b"data", "ended", b"ended", "header", b"header", "offset", b"offset", "proceed", b"proceed", "trailer", b"trailer"]) -> None: ...
+
+global___CollectRequest = CollectRequest
+
+@typing.final
+class Collector(google.protobuf.message.Message):
+    """Who collects."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    PEER_ID_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    STAYS_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """The run."""
+    peer_id: builtins.str
+    """Its id."""
+    incarnation: builtins.int
+    """Its present life."""
+    stays: builtins.bool
+    """Whether it takes another call on the same stream once it has answered a message, and small
+    messages whole.
+    """
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        peer_id: builtins.str = ...,
+        incarnation: builtins.int = ...,
+        stays: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "peer_id", b"peer_id", "run_id", b"run_id", "stays", b"stays"]) -> None: ...
+
+global___Collector = Collector
+
+@typing.final
+class CollectResponse(google.protobuf.message.Message):
+    """One piece of what a collector gets: of a message as in RelayRequest, or a small one whole; of an
+    exchange as in ExchangeRequest.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: builtins.int
+    HEADER_FIELD_NUMBER: builtins.int
+    TRAILER_FIELD_NUMBER: builtins.int
+    ANSWER_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    WHOLE_FIELD_NUMBER: builtins.int
+    offset: builtins.int
+    data: builtins.bytes
+    whole: builtins.bytes
+    """A serialized RelayUnaryRequest: the whole of a small message."""
+    @property
+    def header(self) -> global___MessageHeader: ...
+    @property
+    def trailer(self) -> global___Trailer: ...
+    @property
+    def answer(self) -> global___RelayResponse:
+        """What became of the reply."""
+
+    def __init__(
+        self,
+        *,
+        offset: builtins.int = ...,
+        header: global___MessageHeader | None = ...,
+        trailer: global___Trailer | None = ...,
+        answer: global___RelayResponse | None = ...,
+        data: builtins.bytes = ...,
+        whole: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["answer", b"answer", "header", b"header", "trailer", b"trailer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["answer", b"answer", "data", b"data", "header", b"header", "offset", b"offset", "trailer", b"trailer", "whole", b"whole"]) -> None: ...
+
+global___CollectResponse = CollectResponse
 
 @typing.final
 class ReadModelRequest(google.protobuf.message.Message):
@@ -928,3 +1110,266 @@ class SwarmMetric(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["mean", b"mean", "name", b"name", "peers", b"peers", "weight", b"weight"]) -> None: ...
 
 global___SwarmMetric = SwarmMetric
+
+@typing.final
+class SendBpduRequest(google.protobuf.message.Message):
+    """Where a bridge is in its tree, by the Spanning Tree Protocol, and what comes of it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    SENDER_FIELD_NUMBER: builtins.int
+    BEAT_FIELD_NUMBER: builtins.int
+    BPDU_FIELD_NUMBER: builtins.int
+    PARENT_FIELD_NUMBER: builtins.int
+    HEARS_FIELD_NUMBER: builtins.int
+    LARGEST_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    STEPS_PER_S_FIELD_NUMBER: builtins.int
+    REPORT_FIELD_NUMBER: builtins.int
+    TREE_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """The run."""
+    beat: builtins.int
+    """Rises with each of the sender's, within its life: the receiver passes over what is late."""
+    parent: builtins.str
+    """Peer behind the sender's root port; empty if it takes itself for the root."""
+    hears: builtins.bool
+    """Whether the sender hears the receiver."""
+    step: builtins.int
+    """Furthest step below the sender, itself included."""
+    steps_per_s: builtins.float
+    """Highest rate there, in steps per second."""
+    @property
+    def sender(self) -> global___Seat:
+        """Whose bridge this is."""
+
+    @property
+    def bpdu(self) -> global___Bpdu:
+        """The configuration message itself."""
+
+    @property
+    def largest(self) -> global___Epoch:
+        """The largest epoch that the sender knows of, and the one that it holds. Without digests."""
+
+    @property
+    def held(self) -> global___Epoch: ...
+    @property
+    def report(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ReportedPeer]:
+        """To the sender's parent: all peers below the sender, itself in front, once its place stands."""
+
+    @property
+    def tree(self) -> global___CommittedTree:
+        """To a child that does not hold it yet: the tree that the root has committed."""
+
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        sender: global___Seat | None = ...,
+        beat: builtins.int = ...,
+        bpdu: global___Bpdu | None = ...,
+        parent: builtins.str = ...,
+        hears: builtins.bool = ...,
+        largest: global___Epoch | None = ...,
+        held: global___Epoch | None = ...,
+        step: builtins.int = ...,
+        steps_per_s: builtins.float = ...,
+        report: collections.abc.Iterable[global___ReportedPeer] | None = ...,
+        tree: global___CommittedTree | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["bpdu", b"bpdu", "held", b"held", "largest", b"largest", "sender", b"sender", "tree", b"tree"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["beat", b"beat", "bpdu", b"bpdu", "hears", b"hears", "held", b"held", "largest", b"largest", "parent", b"parent", "report", b"report", "run_id", b"run_id", "sender", b"sender", "step", b"step", "steps_per_s", b"steps_per_s", "tree", b"tree"]) -> None: ...
+
+global___SendBpduRequest = SendBpduRequest
+
+@typing.final
+class SendBpduResponse(google.protobuf.message.Message):
+    """It was heard."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___SendBpduResponse = SendBpduResponse
+
+@typing.final
+class Bpdu(google.protobuf.message.Message):
+    """"I reach that root at that cost"."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    COST_FIELD_NUMBER: builtins.int
+    PORT_FIELD_NUMBER: builtins.int
+    ROOT_INCARNATION_FIELD_NUMBER: builtins.int
+    ROOT_BEAT_FIELD_NUMBER: builtins.int
+    root: builtins.str
+    """Peer whose bridge is the root."""
+    cost: builtins.int
+    """Of the path to it."""
+    port: builtins.int
+    """The sender's port toward the receiver."""
+    root_incarnation: builtins.int
+    """Life of the root."""
+    root_beat: builtins.int
+    """How far that root had counted when it was heard of last: a dead one does not count on."""
+    def __init__(
+        self,
+        *,
+        root: builtins.str = ...,
+        cost: builtins.int = ...,
+        port: builtins.int = ...,
+        root_incarnation: builtins.int = ...,
+        root_beat: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cost", b"cost", "port", b"port", "root", b"root", "root_beat", b"root_beat", "root_incarnation", b"root_incarnation"]) -> None: ...
+
+global___Bpdu = Bpdu
+
+@typing.final
+class Seat(google.protobuf.message.Message):
+    """A peer in its present life."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PEER_ID_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    peer_id: builtins.str
+    """Its id."""
+    incarnation: builtins.int
+    """Its life."""
+    address: builtins.str
+    """Where it serves, HOST:PORT."""
+    weight: builtins.float
+    """What its model weighs in averages; absent: 1."""
+    def __init__(
+        self,
+        *,
+        peer_id: builtins.str = ...,
+        incarnation: builtins.int = ...,
+        address: builtins.str = ...,
+        weight: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_weight", b"_weight", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_weight", b"_weight", "address", b"address", "incarnation", b"incarnation", "peer_id", b"peer_id", "weight", b"weight"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
+
+global___Seat = Seat
+
+@typing.final
+class ReportedPeer(google.protobuf.message.Message):
+    """What a peer says of itself to its root."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEAT_FIELD_NUMBER: builtins.int
+    PARENT_FIELD_NUMBER: builtins.int
+    LINKS_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
+    INTACT_FIELD_NUMBER: builtins.int
+    parent: builtins.str
+    """Peer behind its root port."""
+    intact: builtins.bool
+    """Whether all its neighbours in that epoch's tree are among them."""
+    @property
+    def seat(self) -> global___Seat:
+        """Who."""
+
+    @property
+    def links(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Neighbours that it hears, and that hear it."""
+
+    @property
+    def held(self) -> global___Epoch:
+        """The epoch that it holds."""
+
+    def __init__(
+        self,
+        *,
+        seat: global___Seat | None = ...,
+        parent: builtins.str = ...,
+        links: collections.abc.Iterable[builtins.str] | None = ...,
+        held: global___Epoch | None = ...,
+        intact: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["held", b"held", "seat", b"seat"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["held", b"held", "intact", b"intact", "links", b"links", "parent", b"parent", "seat", b"seat"]) -> None: ...
+
+global___ReportedPeer = ReportedPeer
+
+@typing.final
+class CommittedTree(google.protobuf.message.Message):
+    """A tree that its root has committed, for all its members to take up."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: builtins.int
+    ROOT_FIELD_NUMBER: builtins.int
+    MEMBERS_FIELD_NUMBER: builtins.int
+    EDGES_FIELD_NUMBER: builtins.int
+    LINKS_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    EFFECTIVE_STEP_FIELD_NUMBER: builtins.int
+    root: builtins.str
+    """Who committed it."""
+    step: builtins.int
+    """The furthest step of any member: whoever is far behind goes on from there."""
+    effective_step: builtins.int
+    """The step from which it holds."""
+    @property
+    def epoch(self) -> global___Epoch:
+        """No other tree ever has the same term and number."""
+
+    @property
+    def members(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Seat]:
+        """Everybody in it, in visiting order."""
+
+    @property
+    def edges(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MemberPair]:
+        """Its edges."""
+
+    @property
+    def links(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MemberPair]:
+        """Who hears whom; the tree's edges, too."""
+
+    def __init__(
+        self,
+        *,
+        epoch: global___Epoch | None = ...,
+        root: builtins.str = ...,
+        members: collections.abc.Iterable[global___Seat] | None = ...,
+        edges: collections.abc.Iterable[global___MemberPair] | None = ...,
+        links: collections.abc.Iterable[global___MemberPair] | None = ...,
+        step: builtins.int = ...,
+        effective_step: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["edges", b"edges", "effective_step", b"effective_step", "epoch", b"epoch", "links", b"links", "members", b"members", "root", b"root", "step", b"step"]) -> None: ...
+
+global___CommittedTree = CommittedTree
+
+@typing.final
+class MemberPair(google.protobuf.message.Message):
+    """Two members, by their places in the list, from 0."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    A_FIELD_NUMBER: builtins.int
+    B_FIELD_NUMBER: builtins.int
+    a: builtins.int
+    b: builtins.int
+    def __init__(
+        self,
+        *,
+        a: builtins.int = ...,
+        b: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["a", b"a", "b", b"b"]) -> None: ...
+
+global___MemberPair = MemberPair

@@ -50,6 +50,11 @@ class PeerServiceStub(object):
                 request_serializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.ExchangeRequest.SerializeToString,
                 response_deserializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.ExchangeResponse.FromString,
                 _registered_method=True)
+        self.Collect = channel.stream_stream(
+                '/relayswarm.peer.v1.PeerService/Collect',
+                request_serializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.CollectRequest.SerializeToString,
+                response_deserializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.CollectResponse.FromString,
+                _registered_method=True)
         self.ReadModel = channel.unary_stream(
                 '/relayswarm.peer.v1.PeerService/ReadModel',
                 request_serializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.ReadModelRequest.SerializeToString,
@@ -59,6 +64,11 @@ class PeerServiceStub(object):
                 '/relayswarm.peer.v1.PeerService/GetState',
                 request_serializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.GetStateRequest.SerializeToString,
                 response_deserializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.GetStateResponse.FromString,
+                _registered_method=True)
+        self.SendBpdu = channel.unary_unary(
+                '/relayswarm.peer.v1.PeerService/SendBpdu',
+                request_serializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.SendBpduRequest.SerializeToString,
+                response_deserializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.SendBpduResponse.FromString,
                 _registered_method=True)
 
 
@@ -84,12 +94,26 @@ class PeerServiceServicer(object):
 
     def Exchange(self, request_iterator, context):
         """One pairwise exchange, from the initiator's offer to its word that the reply is in. The initiator
-        sends header, chunks and trailer of its offer; the partner answers it with a verdict, at the
-        header where possible. After ACCEPTED the partner sends header, chunks and trailer of its reply,
-        as soon as its algorithm gives one, and the initiator answers that and ends the stream. Upon
-        DECODE_FAILED either side sends the same message again in the same stream, with the bits that
-        were asked for; any other verdict ends the exchange. A reply whose header says lost, with a count
-        of 0, declines. A partner that ends the stream without a reply leaves its loss to be noticed.
+        sends the header of its offer, and chunks and trailer once the partner says `proceed`; the
+        partner answers with a verdict, at the header where possible. After ACCEPTED the partner sends
+        header, chunks and trailer of its reply, as soon as its algorithm gives one, and the initiator
+        answers that and ends the stream. Upon DECODE_FAILED either side sends the same message again in
+        the same stream, with the bits that were asked for; any other verdict ends the exchange. A reply
+        whose header says lost, with a count of 0, declines. A partner that ends the stream without a
+        reply leaves its loss to be noticed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Collect(self, request_iterator, context):
+        """One call the other way round, toward a peer that can only dial out. That peer opens the stream
+        and names itself in the first request. As soon as the peer that it called has a message for it,
+        or an offer, it sends that as it would in Relay or Exchange, and the collector answers as it
+        would there. A stream carries one message, or one exchange; once it has begun the collector
+        opens another one. Of two streams of a peer on which nothing has begun the later takes the place
+        of the earlier, which ends with ABORTED. FAILED_PRECONDITION: in the view of the peer that is
+        called, the caller is no neighbour, in its present life, that can only dial out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,6 +129,14 @@ class PeerServiceServicer(object):
 
     def GetState(self, request, context):
         """Asks how the peer is doing; used by status pages and by a coordinator that comes back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SendBpdu(self, request, context):
+        """What a bridge says to a neighbour while no coordinator leads, in a run with topology.self_heal;
+        any other run answers FAILED_PRECONDITION. May be lost, late, or come twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +160,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     request_deserializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.ExchangeRequest.FromString,
                     response_serializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.ExchangeResponse.SerializeToString,
             ),
+            'Collect': grpc.stream_stream_rpc_method_handler(
+                    servicer.Collect,
+                    request_deserializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.CollectRequest.FromString,
+                    response_serializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.CollectResponse.SerializeToString,
+            ),
             'ReadModel': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadModel,
                     request_deserializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.ReadModelRequest.FromString,
@@ -137,6 +174,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.GetState,
                     request_deserializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.GetStateRequest.FromString,
                     response_serializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.GetStateResponse.SerializeToString,
+            ),
+            'SendBpdu': grpc.unary_unary_rpc_method_handler(
+                    servicer.SendBpdu,
+                    request_deserializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.SendBpduRequest.FromString,
+                    response_serializer=relayswarm_dot_peer_dot_v1_dot_peer__pb2.SendBpduResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -232,6 +274,33 @@ class PeerService(object):
             _registered_method=True)
 
     @staticmethod
+    def Collect(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/relayswarm.peer.v1.PeerService/Collect',
+            relayswarm_dot_peer_dot_v1_dot_peer__pb2.CollectRequest.SerializeToString,
+            relayswarm_dot_peer_dot_v1_dot_peer__pb2.CollectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ReadModel(request,
             target,
             options=(),
@@ -275,6 +344,33 @@ class PeerService(object):
             '/relayswarm.peer.v1.PeerService/GetState',
             relayswarm_dot_peer_dot_v1_dot_peer__pb2.GetStateRequest.SerializeToString,
             relayswarm_dot_peer_dot_v1_dot_peer__pb2.GetStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendBpdu(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/relayswarm.peer.v1.PeerService/SendBpdu',
+            relayswarm_dot_peer_dot_v1_dot_peer__pb2.SendBpduRequest.SerializeToString,
+            relayswarm_dot_peer_dot_v1_dot_peer__pb2.SendBpduResponse.FromString,
             options,
             channel_credentials,
             insecure,

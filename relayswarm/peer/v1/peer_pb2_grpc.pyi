@@ -43,12 +43,26 @@ class PeerServiceStub:
         relayswarm.peer.v1.peer_pb2.ExchangeResponse,
     ]
     """One pairwise exchange, from the initiator's offer to its word that the reply is in. The initiator
-    sends header, chunks and trailer of its offer; the partner answers it with a verdict, at the
-    header where possible. After ACCEPTED the partner sends header, chunks and trailer of its reply,
-    as soon as its algorithm gives one, and the initiator answers that and ends the stream. Upon
-    DECODE_FAILED either side sends the same message again in the same stream, with the bits that
-    were asked for; any other verdict ends the exchange. A reply whose header says lost, with a count
-    of 0, declines. A partner that ends the stream without a reply leaves its loss to be noticed.
+    sends the header of its offer, and chunks and trailer once the partner says `proceed`; the
+    partner answers with a verdict, at the header where possible. After ACCEPTED the partner sends
+    header, chunks and trailer of its reply, as soon as its algorithm gives one, and the initiator
+    answers that and ends the stream. Upon DECODE_FAILED either side sends the same message again in
+    the same stream, with the bits that were asked for; any other verdict ends the exchange. A reply
+    whose header says lost, with a count of 0, declines. A partner that ends the stream without a
+    reply leaves its loss to be noticed.
+    """
+
+    Collect: grpc.StreamStreamMultiCallable[
+        relayswarm.peer.v1.peer_pb2.CollectRequest,
+        relayswarm.peer.v1.peer_pb2.CollectResponse,
+    ]
+    """One call the other way round, toward a peer that can only dial out. That peer opens the stream
+    and names itself in the first request. As soon as the peer that it called has a message for it,
+    or an offer, it sends that as it would in Relay or Exchange, and the collector answers as it
+    would there. A stream carries one message, or one exchange; once it has begun the collector
+    opens another one. Of two streams of a peer on which nothing has begun the later takes the place
+    of the earlier, which ends with ABORTED. FAILED_PRECONDITION: in the view of the peer that is
+    called, the caller is no neighbour, in its present life, that can only dial out.
     """
 
     ReadModel: grpc.UnaryStreamMultiCallable[
@@ -64,6 +78,14 @@ class PeerServiceStub:
         relayswarm.peer.v1.peer_pb2.GetStateResponse,
     ]
     """Asks how the peer is doing; used by status pages and by a coordinator that comes back."""
+
+    SendBpdu: grpc.UnaryUnaryMultiCallable[
+        relayswarm.peer.v1.peer_pb2.SendBpduRequest,
+        relayswarm.peer.v1.peer_pb2.SendBpduResponse,
+    ]
+    """What a bridge says to a neighbour while no coordinator leads, in a run with topology.self_heal;
+    any other run answers FAILED_PRECONDITION. May be lost, late, or come twice.
+    """
 
 class PeerServiceAsyncStub:
     """Served by every peer, for its neighbours and for people who want its model."""
@@ -88,12 +110,26 @@ class PeerServiceAsyncStub:
         relayswarm.peer.v1.peer_pb2.ExchangeResponse,
     ]
     """One pairwise exchange, from the initiator's offer to its word that the reply is in. The initiator
-    sends header, chunks and trailer of its offer; the partner answers it with a verdict, at the
-    header where possible. After ACCEPTED the partner sends header, chunks and trailer of its reply,
-    as soon as its algorithm gives one, and the initiator answers that and ends the stream. Upon
-    DECODE_FAILED either side sends the same message again in the same stream, with the bits that
-    were asked for; any other verdict ends the exchange. A reply whose header says lost, with a count
-    of 0, declines. A partner that ends the stream without a reply leaves its loss to be noticed.
+    sends the header of its offer, and chunks and trailer once the partner says `proceed`; the
+    partner answers with a verdict, at the header where possible. After ACCEPTED the partner sends
+    header, chunks and trailer of its reply, as soon as its algorithm gives one, and the initiator
+    answers that and ends the stream. Upon DECODE_FAILED either side sends the same message again in
+    the same stream, with the bits that were asked for; any other verdict ends the exchange. A reply
+    whose header says lost, with a count of 0, declines. A partner that ends the stream without a
+    reply leaves its loss to be noticed.
+    """
+
+    Collect: grpc.aio.StreamStreamMultiCallable[
+        relayswarm.peer.v1.peer_pb2.CollectRequest,
+        relayswarm.peer.v1.peer_pb2.CollectResponse,
+    ]
+    """One call the other way round, toward a peer that can only dial out. That peer opens the stream
+    and names itself in the first request. As soon as the peer that it called has a message for it,
+    or an offer, it sends that as it would in Relay or Exchange, and the collector answers as it
+    would there. A stream carries one message, or one exchange; once it has begun the collector
+    opens another one. Of two streams of a peer on which nothing has begun the later takes the place
+    of the earlier, which ends with ABORTED. FAILED_PRECONDITION: in the view of the peer that is
+    called, the caller is no neighbour, in its present life, that can only dial out.
     """
 
     ReadModel: grpc.aio.UnaryStreamMultiCallable[
@@ -109,6 +145,14 @@ class PeerServiceAsyncStub:
         relayswarm.peer.v1.peer_pb2.GetStateResponse,
     ]
     """Asks how the peer is doing; used by status pages and by a coordinator that comes back."""
+
+    SendBpdu: grpc.aio.UnaryUnaryMultiCallable[
+        relayswarm.peer.v1.peer_pb2.SendBpduRequest,
+        relayswarm.peer.v1.peer_pb2.SendBpduResponse,
+    ]
+    """What a bridge says to a neighbour while no coordinator leads, in a run with topology.self_heal;
+    any other run answers FAILED_PRECONDITION. May be lost, late, or come twice.
+    """
 
 class PeerServiceServicer(metaclass=abc.ABCMeta):
     """Served by every peer, for its neighbours and for people who want its model."""
@@ -139,12 +183,28 @@ class PeerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[relayswarm.peer.v1.peer_pb2.ExchangeResponse], collections.abc.AsyncIterator[relayswarm.peer.v1.peer_pb2.ExchangeResponse]]:
         """One pairwise exchange, from the initiator's offer to its word that the reply is in. The initiator
-        sends header, chunks and trailer of its offer; the partner answers it with a verdict, at the
-        header where possible. After ACCEPTED the partner sends header, chunks and trailer of its reply,
-        as soon as its algorithm gives one, and the initiator answers that and ends the stream. Upon
-        DECODE_FAILED either side sends the same message again in the same stream, with the bits that
-        were asked for; any other verdict ends the exchange. A reply whose header says lost, with a count
-        of 0, declines. A partner that ends the stream without a reply leaves its loss to be noticed.
+        sends the header of its offer, and chunks and trailer once the partner says `proceed`; the
+        partner answers with a verdict, at the header where possible. After ACCEPTED the partner sends
+        header, chunks and trailer of its reply, as soon as its algorithm gives one, and the initiator
+        answers that and ends the stream. Upon DECODE_FAILED either side sends the same message again in
+        the same stream, with the bits that were asked for; any other verdict ends the exchange. A reply
+        whose header says lost, with a count of 0, declines. A partner that ends the stream without a
+        reply leaves its loss to be noticed.
+        """
+
+    @abc.abstractmethod
+    def Collect(
+        self,
+        request_iterator: _MaybeAsyncIterator[relayswarm.peer.v1.peer_pb2.CollectRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[relayswarm.peer.v1.peer_pb2.CollectResponse], collections.abc.AsyncIterator[relayswarm.peer.v1.peer_pb2.CollectResponse]]:
+        """One call the other way round, toward a peer that can only dial out. That peer opens the stream
+        and names itself in the first request. As soon as the peer that it called has a message for it,
+        or an offer, it sends that as it would in Relay or Exchange, and the collector answers as it
+        would there. A stream carries one message, or one exchange; once it has begun the collector
+        opens another one. Of two streams of a peer on which nothing has begun the later takes the place
+        of the earlier, which ends with ABORTED. FAILED_PRECONDITION: in the view of the peer that is
+        called, the caller is no neighbour, in its present life, that can only dial out.
         """
 
     @abc.abstractmethod
@@ -164,5 +224,15 @@ class PeerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[relayswarm.peer.v1.peer_pb2.GetStateResponse, collections.abc.Awaitable[relayswarm.peer.v1.peer_pb2.GetStateResponse]]:
         """Asks how the peer is doing; used by status pages and by a coordinator that comes back."""
+
+    @abc.abstractmethod
+    def SendBpdu(
+        self,
+        request: relayswarm.peer.v1.peer_pb2.SendBpduRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[relayswarm.peer.v1.peer_pb2.SendBpduResponse, collections.abc.Awaitable[relayswarm.peer.v1.peer_pb2.SendBpduResponse]]:
+        """What a bridge says to a neighbour while no coordinator leads, in a run with topology.self_heal;
+        any other run answers FAILED_PRECONDITION. May be lost, late, or come twice.
+        """
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

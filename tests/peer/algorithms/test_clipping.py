@@ -39,7 +39,7 @@ def test_a_sum_moves_a_peer_by_its_count_times_the_radius_at_most(
     vector: Tensor, radius: float, count: int
 ) -> None:
     x, n = torch.tensor([1.0, -2.0, 0.5]), 8
-    held = clipped(message(vector, kind=Kind.RELAY, count=count), X, radius)
+    held = clipped(message(vector, kind=Kind.RELAY, count=count), X, radius, count)
     moved = averaged(x, Lin(((n - count, X), (1, held)), n)) - x
     assert float(moved.double().norm()) <= count * radius / n * (1 + 1e-4) + 1e-5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -331,6 +332,69 @@ def test_r8_a_refusal_of_an_epoch_that_is_over_here_too_changes_nothing() -> Non
     assert peer.handle(SendDone("b", sent, Verdict.EPOCH_BEHIND), 100.3) == []
 
 
+def of_b(number: int = 1, effective_step: int = 0) -> View:
+    """Peer b's part of `view`."""
+    return replace(view(number, effective_step), me="b", trees=({"a": 1, "c": 1},))
+
+
+def farewells(effects: Sequence[Effect], to: str = "a") -> list[Head]:
+    return [e.head for e in effects if isinstance(e, Send) and e.to == to and e.head.left]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_r8_who_starts_over_bids_farewell(overlap: bool) -> None:
+    """Peer b goes straight on to epoch 3. Peer a, not as far behind, gets there by epoch 2, which b
+    knew of, too."""
+    options = Options(overlap=overlap)
+    a, b = training(1, options=options), RelaySGD(RUN, options)
+    for number, effective_step in ((1, 0), (2, 1)):
+        b.handle(NewView(of_b(number, effective_step)), 0.0)
+    a.handle(NewView(view(number=2, effective_step=1)), 0.1)
+    if overlap:  # a message of an epoch's first step is due in its second
+        a.handle(Trained(1, 1), 0.2)
+    step = a.step
+    assert not of(Averaged, a.handle(Trained(step, 1), 0.3))
+    told = farewells(b.farewells())
+    assert [head.epoch.number for head in told] == [1, 2]
+    for head in told:
+        assert a.handle(Gone("b", head), 0.4) == [], "it has no other epoch to go to"
+    assert averaged(a.handle(NewView(view(number=3, effective_step=6)), 0.5)).missed == 1
+    while a.step < 6:
+        assert averaged(a.handle(Trained(a.step, 1), 1.0)).waited_s == 0.0
+    assert (a.view or view()).epoch.number == 3
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["held", "not looked at yet"])
+def test_r8_so_does_who_was_sent_what_is_of_no_use_any_more(is_late: bool) -> None:
+    """Peer b goes on by epoch 2, which a never hears of, with a's message of step 1 in hand."""
+    a, b = training(1), RelaySGD(RUN)
+    b.handle(NewView(of_b()), 0.0)
+    b.handle(Gone("c"), 0.0)
+    b.handle(Trained(0, 1), 0.1)
+    first = replace(from_b(0).head, sender="a")
+    b.handle(Received(first, (Message(first),)), 0.1)
+    (sent,) = (send.head for send in a.handle(Trained(1, 1), 0.0) if isinstance(send, Send))
+    message = Received(sent, (Message(sent),))
+    effects = [] if is_late else b.handle(message, 0.1)
+    effects += b.handle(NewView(of_b(2, effective_step=1)), 0.2)
+    effects += b.handle(message, 0.3) if is_late else []
+    (farewell,) = farewells(effects)
+    assert a.admit(farewell) is Verdict.ACCEPTED
+    a.handle(NewView(view(number=3, effective_step=4)), 0.4)
+    assert averaged(a.handle(Gone("b", farewell), 0.5)).missed == 1
+
+
+def test_r8_a_farewell_of_another_life_or_epoch_is_none() -> None:
+    a = waiting()
+    a.handle(NewView(view(number=3, effective_step=4)), 100.1)
+    (farewell,) = farewells([training(of=of_b())._farewell(of_b(), "a")])
+    for changes in ({"incarnation": 2}, {"epoch": Epoch(1, 3)}, {"sender": "d"}):
+        head = replace(farewell, **changes)
+        assert a.admit(head) is not Verdict.ACCEPTED
+        assert a.handle(Gone(head.sender, head), 100.2) == []
+    assert averaged(a.handle(Gone("b", farewell), 100.3)).missed == 1
+
+
 # --- epochs ---------------------------------------------------------------------------------------
 
 
@@ -454,7 +518,7 @@ def test_messages_are_judged_by_their_header(head: Head, verdict: Verdict) -> No
     peer = training()
     assert peer.admit(head) is verdict
     if verdict is not Verdict.ACCEPTED:
-        (dropped,) = peer.handle(Received(head, (Message(head),)), 0.5)
+        dropped, *_ = peer.handle(Received(head, (Message(head),)), 0.5)
         assert isinstance(dropped, Drop)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from functools import partial
 from typing import ClassVar
 
@@ -10,14 +11,26 @@ import pytest
 
 from peer.algorithms import ALGORITHMS, build
 from peer.algorithms.allreduce import AllReduce
-from peer.algorithms.core import Algorithm, Conserved, Effect, Event, Head, Lin, Run, Set, Verdict
+from peer.algorithms.core import (
+    Algorithm,
+    Conserved,
+    CoreState,
+    Effect,
+    Event,
+    Head,
+    Lin,
+    Run,
+    Set,
+    Verdict,
+)
 from peer.algorithms.dpsgd import DPSGD
 from peer.algorithms.gossip import Row, X
 from peer.algorithms.relaysgd import RelaySGD
 from peer.algorithms.swarmsgd_blocking import BlockingSwarmSGD
 from peer.conformance import check
 from peer.conformance.checks import check_trial
-from peer.conformance.trials import CONDITIONS, Trial
+from peer.conformance.resuming import check_resume
+from peer.conformance.trials import CALM, CONDITIONS, Trial
 
 # --- ours -----------------------------------------------------------------------------------------
 
@@ -27,6 +40,12 @@ def test_ours_keep_what_they_declare(name: str) -> None:
     cls: type[Algorithm] = ALGORITHMS[name][0]
     for seed, condition in enumerate(CONDITIONS):
         check_trial(Trial(condition, 4, seed), partial(build, name, {}), cls)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_ours_go_on_as_if_never_stopped(name: str) -> None:
+    for seed in range(3):
+        check_resume(Trial(CALM, 4, seed), partial(build, name, {}))
 
 
 def test_the_blocking_form_does_too() -> None:
@@ -48,6 +67,43 @@ class Gossip(DPSGD):
 
     def __init__(self, run: Run, options: object) -> None:  # noqa: ARG002
         super().__init__(run)
+
+
+class Forgetful(Gossip):
+    """Keeps more of its own model the longer it trains, and forgets for how long it has."""
+
+    conserves = None
+    averaged = 0
+
+    def mix(self, row: Row) -> list[Effect]:
+        self.averaged += 1
+        part = Fraction(1, 1 + self.averaged)
+        return [*super().mix(row), Set(X, Lin(((part, X),)))]
+
+
+class Mindful(Forgetful):
+    """Remembers it over a pause."""
+
+    def kept(self) -> CoreState:
+        return CoreState({"averaged": self.averaged})
+
+    def restore(self, state: CoreState) -> None:
+        self.averaged = state.values["averaged"]
+
+
+class Unwritable(Mindful):
+    """In a form that no checkpoint can hold."""
+
+    def kept(self) -> CoreState:
+        return CoreState({"averaged": {self.averaged}})
+
+
+def test_what_is_not_kept_over_a_pause_is_found() -> None:
+    with pytest.raises(AssertionError, match=r"resume: stopped before step 4 .* `restore`"):
+        check(Forgetful, {}, 3, CALM)
+    check(Mindful, {}, 3, CALM)
+    with pytest.raises(AssertionError, match=r"resume: peer-\d keeps values that JSON cannot hold"):
+        check(Unwritable, {}, 3, CALM)
 
 
 class Remembers(Gossip):

@@ -35,6 +35,8 @@ class Swept:
         parsed = [parse_axis(text) for text in axes]
         self.notices: list[tuple[str, str, int, int]] = []
         notice = lambda *told: self.notices.append(told)  # noqa: E731
+        # How peers are stacked is chosen by time, and changes the last bit on some processors.
+        options.setdefault("stacked", "off")
         self.rows: list[Row]
         self.rows, self.files = sweep(cells, parsed, Options(output, **options), notice)
 

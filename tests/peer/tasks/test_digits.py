@@ -33,7 +33,7 @@ def test_images_are_those_of_scikit_learn() -> None:
     rows = np.column_stack([theirs.data, theirs.target])
     task, site = Digits(), Site()
     ours = [
-        np.column_stack([part.images.reshape(-1, 64), part.labels])
+        np.column_stack([part.inputs.reshape(-1, 64), part.labels])
         for part in (task.train_set(site), task.test_set(site))
     ]
     assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, np.concatenate(ours).tolist()))
@@ -41,7 +41,7 @@ def test_images_are_those_of_scikit_learn() -> None:
 
 def test_inputs_are_standardised() -> None:
     task = Digits()
-    inputs = task.inputs(task.train_set(Site()).images)
+    inputs = task.inputs(task.train_set(Site()).inputs)
     assert inputs.shape == (1438, 1, 8, 8)
     assert inputs.dtype == torch.float32
     assert abs(float(inputs.mean())) < 0.01

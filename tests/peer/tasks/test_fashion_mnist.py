@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from peer.tasks.fashion_mnist import FashionMnist
-from relayswarm.errors import DataError
+from relayswarm.errors import ConfigError, DataError
 from relayswarm.task import Site
 
 
@@ -70,5 +70,29 @@ def test_files_that_do_not_fit_together(tmp_path, labels, kept, side, problem) -
         FashionMnist().data(Site(data_dir=tmp_path))
 
 
-def test_model_size() -> None:
-    assert sum(p.numel() for p in FashionMnist().model().parameters()) == 80_602
+@pytest.mark.parametrize(("network", "size"), [("pooled", 80_602), ("strided", 80_858)])
+def test_model_size(network: str, size: int) -> None:
+    model = FashionMnist({"network": network}).model()
+    assert sum(p.numel() for p in model.parameters()) == size
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_part_of_the_data_and_samples_held_back(tmp_path: Path) -> None:
+    write_set(tmp_path, "train", list(range(10)) * 4)
+    write_set(tmp_path, "t10k", list(range(10)))
+    site = Site(data_dir=tmp_path)
+    task = FashionMnist({"train_samples": 25, "validation": 15})
+    trained = {tuple(image.reshape(-1).tolist()) for image in task.data(site).tensors[0]}
+    full, chosen = task._measured_on(site)
+    held_back = {tuple(i.reshape(-1).tolist()) for i in full.inputs[chosen]}
+    assert (len(trained), len(held_back)) == (25, 15)
+    assert not trained & held_back
+    with torch.no_grad():
+        few = FashionMnist({"test_samples": 3}).evaluate(task.model(), site)
+    assert few["accuracy"].weight == 3
+
+
+def test_more_samples_than_there_are(tmp_path: Path) -> None:
+    write_set(tmp_path, "train", [0] * 10)
+    with pytest.raises(ConfigError, match="10 training samples, of which 4 are held back"):
+        FashionMnist({"train_samples": 7, "validation": 4}).data(Site(data_dir=tmp_path))

@@ -13,7 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from peer.training import files
-from peer.training.checkpoint import Checkpoint, _checksum, export_model, load_latest, save
+from peer.training.checkpoint import (
+    Checkpoint,
+    _checksum,
+    export_model,
+    forget_later,
+    load_all,
+    load_latest,
+    save,
+)
 from peer.training.flat import FlatModel
 from relayswarm.errors import ConfigError
 
@@ -55,6 +63,19 @@ class TestSaveAndLoad:
         for name, tensor in saved.tensors.items():
             assert loaded.tensors[name].dtype == tensor.dtype
             assert torch.equal(loaded.tensors[name], tensor)
+
+    def test_more_than_two_are_kept_if_asked_for(self, tmp_path: Path) -> None:
+        for step in range(1, 6):
+            save(tmp_path, checkpoint(step), kept=3)
+        assert [one.step for one in load_all(tmp_path)] == [3, 4, 5]
+
+    def test_what_came_later_is_forgotten_damaged_or_not(self, tmp_path: Path) -> None:
+        paths = [save(tmp_path, checkpoint(step), kept=9) for step in range(1, 5)]
+        paths[0].write_bytes(b"damaged")
+        paths[3].write_bytes(b"damaged")
+        forget_later(tmp_path, load_all(tmp_path)[0])
+        assert [one.step for one in load_all(tmp_path)] == [2]
+        assert names(tmp_path) == [paths[0].name, paths[1].name]
 
     def test_no_checkpoint_is_none(self, tmp_path: Path) -> None:
         assert load_latest(tmp_path) is None
@@ -122,9 +143,11 @@ class TestDamage:
         [
             "[]",
             "null",
-            '{"format": 1}',
-            '{"format": 1, "run_id": 7, "peer": "", "step": 1, "fingerprint": 1, "values": {}}',
-            '{"format": 1, "run_id": "", "peer": "", "step": 1, "fingerprint": 1, "x": {}}',
+            '{"schema_version": 1}',
+            '{"schema_version": 0}',
+            '{"schema_version": 1, "run_id": 7, "peer": "", "step": 1, "fingerprint": 1'
+            ', "values": {}}',
+            '{"schema_version": 1, "run_id": "", "peer": "", "step": 1, "fingerprint": 1, "x": {}}',
             "[" * 100_000,
         ],
     )

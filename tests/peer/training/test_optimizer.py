@@ -37,6 +37,29 @@ class TestResolve:
         assert (found.lr, found.momentum, found.betas) == (1e-3, 0.0, (0.9, 0.999))
         assert (found.schedule, found.warmup_steps) == ("cosine", 5)
 
+    def test_a_warm_up_as_a_part_of_the_run(self) -> None:
+        paper = settled(task={"schedule": "step", "warmup": 5 / 200})
+        assert [paper.warms_up_for(steps) for steps in (200, 1000, 10)] == [5, 25, 0]
+        rates = [paper.rate(step, 200) for step in (0, 4, 5)]
+        assert rates == pytest.approx([0.1 / 5, 0.1, 0.1])
+
+    @pytest.mark.parametrize("given", [{"warmup": 0.5}, {"warmup": 0.0}, {"warmup_steps": 0}])
+    def test_what_the_config_says_of_the_warm_up_replaces_both_of_the_task_s(self, given) -> None:
+        for task in ({"warmup_steps": 7}, {"warmup": 0.07}):
+            found = settled(task=task, **given)
+            assert found.warms_up_for(100) == 100 * given.get("warmup", 0)
+
+    def test_it_tells_itself_in_words(self) -> None:
+        assert settled().describe(100) == (
+            "sgd, lr 0.1, momentum 0.9 (Nesterov), cosine, warm-up of 5 steps"
+        )
+        found = settled(task={"schedule": "step", "warmup": 0.1, "warmup_from": 0.5})
+        decays = "step (times 0.1 at 0.75 and 0.9 of the run)"
+        assert found.describe(None) == (
+            f"sgd, lr 0.1, {decays}, warm-up of 0.1 of the run from 0.5 of it"
+        )
+        assert "warm-up of 1 step from" in found.describe(10)
+
     def test_adamw_has_its_usual_decay_and_adam_none(self) -> None:
         assert settled(name="adamw").weight_decay == 0.01
         assert settled(name="adam").weight_decay == 0.0
@@ -52,6 +75,7 @@ class TestResolve:
             ({"name": "adam", "momentum": 0.5}, "optimizer.momentum"),
             ({"name": "adamw", "nesterov": True}, "optimizer.nesterov"),
             ({"betas": (0.9, 0.99)}, "optimizer.betas"),
+            ({"decay_at": (0.5,)}, "optimizer.decay_at"),
         ],
     )
     def test_what_does_not_fit_together_is_refused(self, config, field: str) -> None:
@@ -62,7 +86,7 @@ class TestResolve:
     def test_a_task_with_wrong_defaults_is_told(self) -> None:
         with pytest.raises(ConfigError, match="did you mean 'lr'") as caught:
             settled(task={"lrr": 1})
-        assert caught.value.field == "task optimizer default.lrr"
+        assert caught.value.field == "task.optimizer_defaults.lrr"
 
 
 def run(settings, gradients: list[float], start: float = 1.0) -> list[float]:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from peer.tasks.quadratics import Quadratics
-from peer.training.trainer import Trainer, TrainerState, make_deterministic, to_device
+from peer.training.learner import TrainerState
+from peer.training.trainer import Trainer, make_deterministic, to_device
 from relayswarm.errors import ConfigError
 from relayswarm.task import Task, TensorData
 

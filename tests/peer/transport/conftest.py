@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +18,14 @@ from xxhash import xxh3_64_intdigest
 from peer.algorithms.core import Epoch, Head, Kind, Verdict
 from peer.algorithms.metric_relay import SwarmMean
 from peer.codec import Format, encode
+from peer.healing import Hello
 from peer.transport.channel import open_channel
 from peer.transport.client import Outbox
+from peer.transport.collecting import Collecting
+from peer.transport.collectors import Collectors
 from peer.transport.contract import Contract, PeerState, Snapshot, Span
 from peer.transport.server import PeerServer
+from peer.transport.visits import Visits
 from peer.transport.wire import header
 from relayswarm.net.gate import Denial
 from relayswarm.net.security import PLAIN, Security
@@ -61,9 +66,11 @@ class RecordingHandler(Events):
 
     judge: Callable[[Head], Verdict] = lambda _: Verdict.ACCEPTED
     judge_content: Callable[[Head], Verdict] = lambda _: Verdict.ACCEPTED
+    judge_reader: Callable[[frozenset[str]], str] = lambda _: ""
     model: Tensor = field(default_factory=lambda: torch.zeros(0))
     tensors: tuple[tuple[str, tuple[int, ...]], ...] = ()
     keep: bool = True  # received vectors
+    heals: bool = True
     swarm: SwarmMean | None = None
 
     def __post_init__(self) -> None:
@@ -92,8 +99,15 @@ class RecordingHandler(Events):
     def bytes_in(self, count: int) -> None:
         self.add("bytes_in", count)
 
+    def greeted(self, hello: Hello) -> bool:
+        self.add("greeted", hello)
+        return self.heals
+
     def copy(self) -> Tensor:
         return self.model
+
+    def objection(self, names: frozenset[str]) -> str:
+        return self.judge_reader(names)
 
     def snapshot(self) -> Snapshot:
         self.add("snapshot")
@@ -126,6 +140,7 @@ class VectorOutgoing:
         self.vectors = vectors
         self.sections = len(vectors)
         self.lattice: Any = None
+        self.value: object | None = None
         self.elements = vectors[0].numel()
         self.closed = 0
         self.read_from: set[str] = set()
@@ -151,8 +166,11 @@ class Swarm:
         self.contract = tools.contract(elements, **changes)
         self.handler = tools.Handler()
         self.reports = tools.Reports()
-        self.server = tools.server(self.handler, self.contract)
-        self.outbox = tools.outbox(self.reports, self.contract, plan=plan)
+        self.hub = tools.hub("sender", self.contract)
+        self.server = tools.receiver("peer", self.hub, self.handler, self.contract)
+        self.outbox = tools.outbox(
+            self.reports, self.contract, plan=plan, collectors=self.hub.collectors
+        )
         self.outbox.set_addresses({"peer": self.server.address})
 
     def send(self, step: int = 1, gate: threading.Event | None = None, **head: Any) -> Any:
@@ -167,22 +185,78 @@ class Swarm:
 
     def restart(self) -> None:
         """The receiver comes back at the same address."""
-        self.server = self.tools.server(self.handler, self.contract, self.server.address)
+        self.server = self.tools.receiver(
+            "peer", self.hub, self.handler, self.contract, self.server.address
+        )
 
     def kill(self) -> None:
         self.server.stop(0.0)
 
 
+LIFE = 5  # of peers that collect
+
+
+class Hub:
+    """What is at a sender for neighbours that can only dial out; `address` is None where all are
+    dialled."""
+
+    def __init__(self, name: str, collectors: Collectors, address: str | None) -> None:
+        self.name, self.collectors, self.address = name, collectors, address
+
+
+class DialOnly:
+    """A receiver without a port."""
+
+    address = ""
+
+    def __init__(self, collecting: Collecting, hub: Hub, life: int = LIFE) -> None:
+        self._collecting = collecting
+        collecting.set_neighbours({hub.name: hub.address or ""}, life)
+
+    def stop(self, grace_s: float = 0.0) -> None:
+        """Cut off what is under way."""
+        del grace_s
+        self._collecting.stop()
+
+
 class Tools:
-    """Builds what tests talk about, and takes it down after them."""
+    """Builds what tests talk about, and takes it down after them. `way`: how receivers are reached,
+    `dialled` or `collected`."""
 
     Handler = RecordingHandler
     Reports = RecordingReports
     Outgoing = VectorOutgoing
     Swarm = Swarm
 
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
+    def __init__(self, stack: ExitStack, way: str = "dialled") -> None:
+        self._stack, self.way = stack, way
+
+    def hub(self, name: str, contract: Contract, *collecting: str) -> Hub:
+        """What a sender of that name needs; `collecting` are its neighbours that can only dial out,
+        by default `peer`."""
+        collectors = Collectors()
+        if self.way == "dialled":
+            return Hub(name, collectors, None)
+        server = self.server(self.Handler(), contract, collectors=collectors)
+        collectors.expect(dict.fromkeys(collecting or ("peer",), LIFE))
+        return Hub(name, collectors, server.address)
+
+    def receiver(
+        self,
+        name: str,
+        hub: Hub,
+        handler: RecordingHandler,
+        contract: Contract,
+        listen: str = "",
+        **kw: Any,
+    ) -> Any:
+        """Serves at a port, or collects at the hub."""
+        if hub.address is None:
+            return self.server(handler, contract, listen or "127.0.0.1:0", **kw)
+        visits = kw.get("visits") or Visits()
+        collecting = Collecting(name, handler, contract, self.Reports(), visits)
+        self._stack.callback(collecting.stop)
+        return DialOnly(collecting, hub)
 
     def contract(self, elements: int = 1000, **changes: Any) -> Contract:
         given = {"run_id": "run", "fingerprint": 0xFEED_FACE_CAFE_BEEF, "dtype": torch.float32}
@@ -216,6 +290,19 @@ class Tools:
         channel = open_channel(address, security, peer)
         self._stack.callback(channel.close)
         return channel
+
+    def callback(self, end: Callable[[], object]) -> None:
+        """Have this done after the test."""
+        self._stack.callback(end)
+
+    def grpc_server(self, service: str, methods: dict[str, Any]) -> str:
+        """A foreign server of these methods; returns its address."""
+        server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        self._stack.callback(lambda: server.stop(0.0).wait())
+        return f"127.0.0.1:{port}"
 
     def outbox(self, reports: RecordingReports, contract: Contract, **kw: Any) -> Outbox:
         outbox = Outbox("sender", contract, kw.pop("plan", None), reports, **kw)
@@ -251,6 +338,12 @@ class Tools:
 
 
 @pytest.fixture
-def tools() -> Iterator[Tools]:
+def way() -> str:
+    """How receivers are reached; modules have it their way."""
+    return "dialled"
+
+
+@pytest.fixture
+def tools(way: str) -> Iterator[Tools]:
     with ExitStack() as stack:
-        yield Tools(stack)
+        yield Tools(stack, way)

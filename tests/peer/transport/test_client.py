@@ -17,6 +17,13 @@ from relayswarm.config import FaultsConfig
 LARGE = 600_000  # elements of float32: three chunks
 
 
+@pytest.fixture(params=["dialled", "collected"])
+def way(request: pytest.FixtureRequest) -> str:
+    """All of this holds for peers with a port, and for those that can only dial out."""
+    way: str = request.param
+    return way
+
+
 # --- delivery -------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -14,16 +15,24 @@ import grpc
 import pytest
 
 from coordinator.conductor import Conductor, Publication
+from coordinator.member_metrics import EvaluatedMetric, Evaluation
 from coordinator.members import Gone, Reason, RunFinished, SwarmMetric, SwarmMetrics
 from coordinator.service import CoordinatorServer
 from coordinator.store import Store
 from peer.algorithms.core import Epoch, View
 from peer.algorithms.metric_relay import Sum, SwarmMean
-from peer.transport.coordinator_client import CoordinatorClient, Donor, JoinInfo, Renewal
+from peer.transport.coordinator_client import (
+    CoordinatorClient,
+    Donor,
+    JoinInfo,
+    Renewal,
+    RunOverError,
+)
 from peer.transport.topology_watch import TopologyWatch, to_view
 from relayswarm.config import parse
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.errors import ConfigError, ExitCode, JoinError, RelayswarmError
+from tests.daemon.wires import free_port
 
 PATIENCE_S = 20.0
 CHAIN = "[topology]\ngraph = 'chain'"
@@ -87,11 +96,13 @@ class Views:
     def __init__(self) -> None:
         self.waiting: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
         self.views: queue.SimpleQueue[tuple[View, dict[str, str]]] = queue.SimpleQueue()
+        self.no_tree: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def callbacks(self) -> dict[str, Any]:
         return {
             "on_view": lambda *view: self.views.put(view),
             "on_waiting": lambda *counts: self.waiting.put(counts),
+            "on_no_tree": self.no_tree.put,
         }
 
     def next_view(self) -> View:
@@ -107,6 +118,26 @@ def join_and_watch(client: CoordinatorClient, number: int, **fields: Any) -> Vie
     joined, views = client.join(info(number, **fields)), Views()
     client.watch(joined.peer_id, 3, **views.callbacks())
     return views
+
+
+# --- evaluations ---------------------------------------------------------------------------------
+
+
+def test_members_hear_what_others_measured_also_of_those_that_have_left(
+    start: Any, line: Any
+) -> None:
+    coordinator = start("peers = 2")
+    clients = [line(coordinator.address) for _ in range(2)]
+    for number, client in enumerate(clients):
+        client.join(info(number))
+    coordinator.await_notice(Publication)
+    measured = Evaluation(7, (EvaluatedMetric("loss", 0.1, 3.0),))
+    clients[1].renew(Renewal("peer-1", 3, state="finished", evaluation=measured))
+    assert clients[0].evaluations() == {"peer-0": None, "peer-1": measured}
+    clients[1].leave("peer-1", 3, finished=True)
+    assert clients[0].evaluations() == {"peer-0": None, "peer-1": measured}
+    coordinator.stop()
+    assert clients[0].evaluations() is None
 
 
 # --- joining -------------------------------------------------------------------------------------
@@ -131,6 +162,54 @@ def test_a_newcomer_is_told_its_donors(start: Any, line: Any) -> None:
     assert client.join(info(1)).donors == (Donor("peer-0", "127.0.0.1:7000"),)
 
 
+def test_of_several_addresses_the_one_that_answers_counts(
+    start: Any, line: Any, tmp_path: Path
+) -> None:
+    """Two coordinators with one store; as long as one leads, the other does not listen."""
+    text = "peers = 1\n" + CHAIN
+    first = start(text, tmp_path / "store.db")
+    second_address = f"127.0.0.1:{free_port()}"
+    client = line(f"127.0.0.1:{free_port()},{first.address},{second_address}")
+    views = join_and_watch(client, 0)
+    before = views.next_view().epoch
+    assert client.renew(Renewal("peer-0", 3, before)) == first.conductor.rules.lease_s
+    first.stop()
+    client.renew(Renewal("peer-0", 3, before))
+    assert client.is_away
+    first.address = second_address
+    first.start()
+    deadline = time.monotonic() + PATIENCE_S
+    while client.renew(Renewal("peer-0", 3, before)) is not None:  # it does not know us yet
+        assert time.monotonic() < deadline
+    assert not client.is_away
+    client.join(info(0, known_epoch=before))
+    client.watch("peer-0", 3, **views.callbacks())
+    while views.views.empty() and time.monotonic() < deadline:
+        client.renew(Renewal("peer-0", 3, before))
+    assert views.next_view().epoch.age > before.age
+
+
+def test_the_swarms_progress_comes_with_views_and_answers(start: Any, line: Any) -> None:
+    coordinator = start("peers = 1")
+    client = line(coordinator.address)
+    told: list[float] = []
+    client.join(info(0, step=7))
+    views = Views()
+    client.watch("peer-0", 3, **views.callbacks(), on_progress=told.append)
+    views.next_view()
+    assert told == [7.0]
+    client.renew(Renewal("peer-0", 3, Epoch(), step=9), told.append)
+    assert told == [7.0, 9.0]
+    coordinator.stop()
+    client.renew(Renewal("peer-0", 3, Epoch(), step=11), told.append)
+    assert told == [7.0, 9.0]  # no answer says nothing
+
+
+def test_each_of_several_addresses_must_be_one() -> None:
+    with pytest.raises(ConfigError, match="--coordinator"):
+        CoordinatorClient("127.0.0.1:50050,localhost")
+
+
 def test_a_refusal_has_the_coordinators_words(start: Any, line: Any) -> None:
     coordinator = start()
     client = line(coordinator.address)
@@ -138,6 +217,18 @@ def test_a_refusal_has_the_coordinators_words(start: Any, line: Any) -> None:
         client.join(info(0, run_id="mine"))
     assert caught.value.exit_code is ExitCode.COULD_NOT_JOIN
     assert coordinator.address in str(caught.value)
+
+
+def test_who_has_done_all_steps_is_told_so_from_other_refusals(start: Any, line: Any) -> None:
+    coordinator = start()
+    client = line(coordinator.address)
+    client.join(info(0))
+    client.leave("peer-0", 3, finished=True)
+    with pytest.raises(RunOverError, match="has done all steps"):
+        client.join(info(0, incarnation=4))
+    with pytest.raises(JoinError) as caught:
+        client.join(info(0, run_id="mine"))
+    assert not isinstance(caught.value, RunOverError)
 
 
 def test_a_coordinator_that_never_answers_is_named(start: Any, line: Any) -> None:
@@ -247,6 +338,7 @@ def test_views_arrive_as_algorithms_know_them(start: Any, line: Any) -> None:
         mixing={"peer-0": 1 / 3, "peer-1": 1 / 3, "peer-2": 1 / 3},
         lr_scale=1,
         diameter=3,
+        layout=elected.layout.place_digest,
     )
     assert addresses == {f"peer-{k}": f"127.0.0.1:{7000 + k}" for k in range(4)}
     assert watches[0].waiting.get(timeout=PATIENCE_S)[1] == 4

@@ -1,5 +1,7 @@
 """Reading a model over gRPC: whole, broken off, forgotten, damaged, refused."""
 
+import hashlib
+import json
 import math
 import struct
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import torch
 from safetensors import safe_open
 from xxhash import xxh3_64_intdigest
 
+from peer.audit import Audit
 from peer.transport.read_model import ReadModelError, read_model
 from peer.transport.remote_model import (
     DamagedError,
@@ -24,6 +27,7 @@ from peer.transport.remote_model import (
 )
 from peer.transport.snapshots import READERS
 from peer.transport.wire import SERVICE, MalformedError, chunk_bytes
+from relayswarm import __version__
 from relayswarm.errors import ConfigError, ExitCode
 from relayswarm.net.gate import Denial
 from relayswarm.peer.v1 import peer_pb2 as pb
@@ -164,6 +168,26 @@ def test_any_offset_of_a_snapshot_can_be_asked_for(tools: Any, handler: Any) -> 
         assert header == whole[0]
         assert b"".join(chunk.data for chunk in chunks) == payload[offset:]
         assert trailer == whole[-1]
+
+
+def test_the_audit_of_a_read_says_which_bytes_left(
+    tools: Any, handler: Any, tmp_path: Path
+) -> None:
+    audit = Audit(tmp_path / "audit.jsonl", "sha256")
+    server = tools.server(handler, tools.contract(ELEMENTS), ledger=audit)
+    stub, payload = tools.stub(server.address), bytes(handler.model.numpy())
+    id = next(stub.ReadModel(pb.ReadModelRequest(run_id="run"))).header.snapshot_id
+    starts = (0, 1 << 20, len(payload) - 5, len(payload))
+    for start in starts:
+        list(stub.ReadModel(pb.ReadModelRequest(run_id="run", snapshot_id=id, offset=start)))
+    server.stop(0.0)
+    audit.close()
+    records = [json.loads(line) for line in audit.path.read_text().splitlines()]
+    sent = [(r["offset"], r["bytes"], r["payload"]) for r in records if r["event"] == "sent"]
+    left = [(start, payload[start:]) for start in starts[:-1]]
+    wanted = [(start, len(part), hashlib.sha256(part).hexdigest()) for start, part in left]
+    assert set(sent) == set(wanted)
+    assert {r["offset"] for r in records if r["event"] == "begun"} == {0, 1 << 20}
 
 
 @pytest.mark.parametrize("responses", [0, 1, 2, 3, 4])
@@ -361,6 +385,8 @@ def test_saves_tensors_by_name_with_step_run_and_peer(model: RemoteModel, tmp_pa
             "step": "40",
             "run_id": "run",
             "peer_id": "peer-3",
+            "model_fingerprint": f"{model.fingerprint:#018x}",
+            "relayswarm_version": __version__,
         }
         saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name, tensor in model.state_dict().items():

@@ -1,6 +1,8 @@
 """mTLS between peers: each speaks for the name in its certificate, on both ends of a line."""
 
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -8,11 +10,14 @@ import pytest
 import torch
 
 from peer.algorithms.core import Verdict
+from peer.healing import Seat
+from peer.transport.bpdus import Greeter
 from peer.transport.read_model import ReadModelError, read_model
 from relayswarm.net.certificates import make_certificates
 from relayswarm.net.clients import Clients
 from relayswarm.net.gate import Denial
 from relayswarm.net.security import Security
+from tests.peer.transport.test_bpdus import example
 
 Certificates = Callable[..., Security]
 LARGE = 600_000  # elements of float32: a stream
@@ -70,6 +75,31 @@ def test_a_message_goes_only_to_whom_it_is_for(
     reports = post(tools, handler, certificates("peer-0"), "peer-2")
     reports.wait("unreachable")
     assert not handler.of("admit")
+
+
+def test_a_bridge_speaks_for_itself_only(
+    tools: Any, handler: Any, certificates: Certificates
+) -> None:
+    """Who could speak for another could pass for the lowest root."""
+    address = tools.server(handler, tools.contract(), security=certificates("peer-0")).address
+    with closing(Greeter("run", certificates("peer-2"), timeout_s=20.0)) as impostor:
+        impostor.say(Seat("peer-0", 7, address), example())
+        ((denial, text),) = handler.wait("denied")
+    assert denial is Denial.IDENTITY
+    assert text == "peer_id = 'peer-1': the certificate is that of peer-2; use its own"
+    assert not handler.of("greeted")
+
+
+def test_a_bridge_speaks_only_to_whom_it_means(
+    tools: Any, handler: Any, certificates: Certificates
+) -> None:
+    address = tools.server(handler, tools.contract(), security=certificates("peer-0")).address
+    with closing(Greeter("run", certificates("peer-1"), timeout_s=20.0)) as greeter:
+        greeter.say(Seat("peer-2", 7, address), replace(example(), beat=99))
+        for count in range(1, 10):  # in turn: what went the wrong way would be here by then
+            greeter.say(Seat("peer-0", 7, address), example())
+            handler.wait("greeted", count)
+    assert all(hello == example() for (hello,) in handler.of("greeted"))
 
 
 @pytest.mark.parametrize("caller", ["nothing", "no certificate", "another CA's"])

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.algorithms.core import Epoch, Head, Kind, Verdict
+from peer.algorithms.core import Epoch, Head, Kind, Mean, Verdict
 from peer.codec import Format
 from peer.transport import wire
 from peer.transport.contract import Contract, Span
@@ -35,6 +35,7 @@ heads = st.builds(
     weight=st.floats(allow_nan=False, allow_infinity=False),
     lost=st.booleans(),
     exchange=u64,
+    mean=st.none() | st.builds(Mean, st.builds(Epoch, u64, u64, u64)),
 )
 
 
@@ -95,6 +96,23 @@ def test_a_head_comes_back_from_its_header(
     assert envelope.sections == tuple(spans)
     assert envelope.payload_bytes == 5 * fmt.itemsize * sections
     assert message.attempt == attempt
+
+
+@pytest.mark.parametrize("weights", [{}, {"a": 1.5, "b": 0.0}])
+def test_of_a_mean_it_travels_whose_models_are_in_it(weights: dict[str, float]) -> None:
+    mean = Mean(Epoch(1, 2, 3), ("a", "b"), weights)
+    message = wire.header(replace(HEAD, mean=mean), CONTRACT, [Span(0, 5)])
+    read = wire.envelope(pb.MessageHeader.FromString(message.SerializeToString())).head.mean
+    assert read is not None
+    assert (read.epoch, read.members, read.weights) == (mean.epoch, mean.members, mean.weights)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, math.nan], [1.0, 2.0, 3.0]])
+def test_of_a_mean_all_models_weigh_something_or_none(weights: list[float]) -> None:
+    message = wire.header(HEAD, CONTRACT, [Span(0, 5)])
+    message.mean.CopyFrom(pb.Mean(epoch=pb.Epoch(term=1), members=["a", "b"], weights=weights))
+    with pytest.raises(MalformedError, match=r"mean\.weights"):
+        wire.envelope(message)
 
 
 def test_every_kind_verdict_and_format_has_its_number() -> None:
@@ -199,6 +217,7 @@ def test_a_header_is_held_against_the_contract(change: dict[str, Any], verdict: 
         ([Span(1, 6)], Verdict.BAD_LENGTH),
         ([Span(0, 10)], Verdict.BAD_LENGTH),
         ([Span(0, 5), Span(0, 4)], Verdict.BAD_LENGTH),
+        ([Span(0, 5), Span(1, 6)], Verdict.BAD_LENGTH),  # as long, but elsewhere
     ],
 )
 def test_sections_must_cover_the_span(spans: list[Span], verdict: Verdict) -> None:

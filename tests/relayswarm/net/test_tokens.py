@@ -1,5 +1,6 @@
 """Join tokens: which are taken, and how they are changed while processes run."""
 
+import hmac
 import os
 from pathlib import Path
 
@@ -36,6 +37,27 @@ def test_takes_any_token_of_the_file_and_nothing_else(path: Path) -> None:
     assert not any(tokens.accepts(shows(token)) for token in wrong)
     assert not tokens.accepts(shows(OLD, scheme="Basic "))
     assert not tokens.accepts(())
+
+
+def test_a_token_is_compared_with_all_of_the_file_in_constant_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long it takes tells neither how much of a token is right, nor which it is."""
+    compared = []
+
+    def compare_digest(shown: bytes, known: bytes) -> bool:
+        compared.append((shown, known))
+        return hmac.compare_digest(shown, known)
+
+    monkeypatch.setattr("relayswarm.net.tokens.compare_digest", compare_digest)
+    write(path, OLD, NEW)
+    tokens = TokenFile(path)
+    for shown in (OLD, NEW, OLD[:-1] + "x"):
+        compared.clear()
+        tokens.accepts(shows(shown))
+        assert compared == [
+            (f"Bearer {shown}".encode(), f"Bearer {t}".encode()) for t in (OLD, NEW)
+        ]
 
 
 def test_rotation_needs_no_restart(path: Path) -> None:

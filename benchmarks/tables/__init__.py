@@ -1,0 +1,1 @@
+"""The papers' tables, run on the simulator with stacked peers and rates tuned for each cell."""
