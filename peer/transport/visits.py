@@ -87,8 +87,8 @@ class Visit:
 
     def cut(self) -> None:
         """Break the call off, wherever it is."""
+        self._cancel()  # first: the thread that serves it would end it in order
         self.end()
-        self._cancel()
 
 
 class Visits:

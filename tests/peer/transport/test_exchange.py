@@ -20,7 +20,7 @@ from peer.codec.edges import LatticeSetting
 from peer.codec.quantizer import Quantizer
 from peer.faults import FaultPlan
 from peer.transport.client import Exchanges
-from peer.transport.visits import MOST, Visits
+from peer.transport.visits import MOST, Visit, Visits
 from relayswarm.config import FaultsConfig
 from relayswarm.peer.v1 import peer_pb2 as pb
 
@@ -244,6 +244,16 @@ def test_a_partner_that_gives_up_breaks_the_call_off(pair: Pair) -> None:
     pair.initiator.reports.wait("sent")
     pair.partner.outbox.cancel("initiator", replace(offer, sender="partner", kind=Kind.REPLY))
     assert pair.initiator.handler.wait("broken") == [(offer,)]
+
+
+def test_a_call_is_cancelled_before_its_thread_hears_of_it(tools: Any) -> None:
+    """The thread would end the stream in order, which says that nothing more is to come."""
+    heard = []
+    head = tools.head(sender="initiator", kind=Kind.OFFER, exchange=1)
+    visit = Visit(head, lambda: heard.append(visit.is_over))
+    visit.cut()
+    assert heard == [False]
+    assert visit.is_over
 
 
 def test_after_close_no_call_is_made_and_no_thread_is_left(pair: Pair) -> None:
