@@ -147,6 +147,7 @@ class Node:
         if self.on_event:
             self.on_event(event)
         self.driver.feed(event, self.world.now)
+        self.world.count(self)
         self._set_alarm()
 
     def take(self, flight: _Flight) -> None:
@@ -195,6 +196,7 @@ class Node:
 
         self._training = True
         if self.world.follows_swarm:
+            self.world.count(self)
             effect = replace(effect, at=self.world.progress())
         if self.on_train:
             self.on_train(effect)
@@ -250,6 +252,8 @@ class World:
         self.now = 0.0
         self.follows_swarm = False  # whether rates do: see `peer.pace`
         self.nodes: dict[PeerId, Node] = {}
+        self._steps: dict[PeerId, int] = {}  # of each peer that lives
+        self._steps_in_all = 0
         self._link = link
         self._reachable = reachable
         self._traffic = traffic
@@ -265,6 +269,9 @@ class World:
         node = Node(peer, self, body)
         node.driver = Driver(algorithm, body.vectors, node)
         self.nodes[peer] = node
+        self._steps_in_all -= self._steps.pop(peer, 0)
+        self._steps[peer] = 0
+        self.count(node)
         return node
 
     def publish(self, views: Iterable[View]) -> None:
@@ -283,8 +290,15 @@ class World:
 
     def progress(self) -> int:
         """How many steps the peers that live have done, in the mean."""
-        steps = [node.algorithm.step for node in self.nodes.values() if node.alive]
-        return sum(steps) // len(steps)
+        return self._steps_in_all // len(self._steps)
+
+    def count(self, node: Node) -> None:
+        """Take note of how far a peer is: `progress` is asked for whenever one begins to train, too
+        often to add up all peers' steps."""
+        if node.alive:
+            step = node.algorithm.step
+            self._steps_in_all += step - self._steps[node.peer]
+            self._steps[node.peer] = step
 
     def all_finished(self) -> bool:
         return all(node.finished_at is not None for node in self.nodes.values())
@@ -292,6 +306,7 @@ class World:
     def crash(self, peer: PeerId) -> None:
         """The peer dies; `add` brings it back as a new one. What it had sent still arrives."""
         self.nodes[peer].alive = False
+        self._steps_in_all -= self._steps.pop(peer, 0)
 
     # --- network -----------------------------------------------------------------------------
 

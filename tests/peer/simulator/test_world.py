@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction as F
+from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.graphs import build_graph
+from peer.algorithms import build
 from peer.algorithms.core import (
     Algorithm,
     Effect,
@@ -17,12 +22,16 @@ from peer.algorithms.core import (
     Gone,
     Head,
     Kind,
+    PeerId,
     Received,
+    Run,
     SendDone,
     Tick,
+    Train,
     Verdict,
 )
-from peer.simulator.exact import ExactBody, ExactVectors
+from peer.simulator.exact import ExactBody, ExactSwarm, ExactVectors, Problem, views
+from peer.simulator.links import SeededLink
 from peer.simulator.world import RETRY_S, Delivery, Link, World
 
 
@@ -177,3 +186,46 @@ def test_a_dead_peer_neither_sends_nor_takes() -> None:
     world.run()
     assert b.events == []
     assert a.events == [(1.0, Gone("b")), (1.0, SendDone("b", message(0), None))]
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32), st.lists(st.floats(0.5, 12.0), max_size=3, unique=True))
+def test_progress_is_the_mean_of_the_living_peers_steps(seed: int, crashes: list[float]) -> None:
+    """Whenever a peer begins to train, after whatever has come, died and come back."""
+    graph, run = build_graph("ring", 5), Run(8, seed=seed, deadline_s=2.0)
+    problem = Problem([(F(i),) for i in range(5)], [(F(-i),) for i in range(5)])
+    draw = random.Random(seed)
+    world = World(SeededLink(seed, delay_s=(0.001, 1.0)))
+    world.follows_swarm = True
+    seen: list[int | None] = []
+
+    def trains(effect: Train) -> None:
+        steps = [node.algorithm.step for node in world.nodes.values() if node.alive]
+        assert effect.at == sum(steps) // len(steps)
+        seen.append(effect.at)
+
+    def die(peer: PeerId) -> None:
+        world.crash(peer)
+        world.at(world.now + draw.uniform(0.1, 2.0), lambda: come_back(peer))
+
+    def come_back(peer: PeerId) -> None:
+        i = int(peer[5:])
+        algorithm = build("swarmsgd", {}, replace(run, start_step=world.progress()))
+        vectors = ExactVectors(problem.starts[i], algorithm.registers)
+        world.add(peer, algorithm, ExactBody(vectors, problem.targets[i], 1)).on_train = trains
+        world.publish([views(graph=graph)[i]])
+
+    swarm = ExactSwarm(
+        "swarmsgd",
+        views(graph=graph),
+        run,
+        problem,
+        duration_s=lambda i, step: draw.choice([0.5, 1.0, 4.0]),  # noqa: ARG005
+        world=world,
+    )
+    for node in swarm.nodes:
+        node.on_train = trains
+    for peer, at in zip(draw.sample(list(world.nodes), len(crashes)), crashes, strict=True):
+        world.at(at, partial(die, peer))
+    swarm.run()
+    assert max(seen) >= 6
