@@ -54,10 +54,6 @@ class Topology:
         """The learning-rate factor of either tree (`Tree.lr_factor` has more to choose from)."""
         return self.trees[0].lr_factor()
 
-    def tree_cost(self) -> int:
-        """Sum of the costs of all tree edges, those in both trees twice."""
-        return sum(self.graph.costs[u][v] for tree in self.trees for u, v in tree.edges)
-
     def as_json(self, labels: Sequence[int] | None = None) -> dict[str, Any]:
         """Root and trees as JSON values; peers by their `labels`, which ascend, if given."""
         name = labels if labels is not None else range(self.n)

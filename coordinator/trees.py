@@ -59,11 +59,6 @@ class Tree:
         return self.walk(farthest)[-1][2]
 
     @cached_property
-    def wiener_index(self) -> int:
-        """Sum of the hop distances over all unordered pairs of peers."""
-        return sum(behind * (self.n - behind) for behind in self._below_root.values())
-
-    @cached_property
     def _below_root(self) -> Mapping[int, int]:
         """For each peer but 0, the number of peers in the branch that hangs from it, itself too."""
         size = dict.fromkeys(range(self.n), 1)
@@ -104,8 +99,9 @@ class Tree:
         An update ends with a weight alpha < 1/n in every model (RelaySGD, appendix D.1). The factor
         1/(alpha n) that makes up for it is 1 + the mean delay over all n^2 ordered pairs, where a
         model that came h hops is max(h - 1, 0) steps old, or h with `overlap`. Without weights that
-        is 2 W/n^2 + 1/n, or 1 + 2 W/n^2 with overlap, W the Wiener index. With weights (one for
-        each peer, such as its number of samples) the pair (i, j) counts w_i w_j / (sum of w)^2.
+        is 2 W/n^2 + 1/n, or 1 + 2 W/n^2 with overlap, W the Wiener index: the sum of the hop
+        distances over all unordered pairs. With weights (one for each peer, such as its number of
+        samples) the pair (i, j) counts w_i w_j / (sum of w)^2.
         """
         w = [Fraction(x) for x in weights] if weights is not None else [Fraction(1)] * self.n
         total = sum(w, Fraction(0))

@@ -25,11 +25,6 @@ OFFERS = Offers(group="relayswarm.algorithms", field="algorithm.name", noun="alg
 NOT_OPTIONS = {"name", "local_steps", "options"}
 
 
-def known_algorithms() -> list[str]:
-    """Names of all algorithms that this installation has, in alphabetical order."""
-    return OFFERS.known(ALGORITHMS)
-
-
 def find_algorithm(name: str) -> tuple[type[Algorithm], type[Any]]:
     """An algorithm's class, and the dataclass of its options.
 

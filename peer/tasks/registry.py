@@ -29,11 +29,6 @@ BUILT_IN = {
 }
 
 
-def known_tasks() -> list[str]:
-    """Names of all tasks that this installation has, in alphabetical order."""
-    return OFFERS.known(BUILT_IN)
-
-
 def load_task(config: TaskConfig) -> Task:
     """The task that the config names, with its options.
 

@@ -15,7 +15,6 @@ def test_spanning_tree_of_a_weighted_graph() -> None:
     assert [tree.edges for tree in found.trees] == [((0, 1), (1, 2), (2, 3))]
     assert (found.n, found.diameter, found.lr_factor) == (4, 3, Fraction(3, 2))
     assert found.trees[0].behind(1) == {0: 1, 2: 2}
-    assert found.tree_cost() == 7
 
 
 def test_priorities_move_the_root() -> None:
@@ -29,7 +28,6 @@ def test_both_double_binary_trees_have_the_same_facts(name: str, n: int) -> None
     first, second = found.trees
     assert first.lr_factor() == second.lr_factor() == found.lr_factor
     assert first.diameter == second.diameter == found.diameter
-    assert found.tree_cost() == 2 * (n - 1)
     assert found.roots == (0, {1: 0, 2: 1, 5: 1, 16: 15, 33: 1}[n])
 
 
