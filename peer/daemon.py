@@ -50,7 +50,7 @@ from peer.checkpoints import Checkpoints
 from peer.config import build_algorithm, follows_swarm
 from peer.daemon_metrics import swarm_metrics
 from peer.driver import Driver
-from peer.healing import Hello
+from peer.hellos import Hello
 from peer.law import NO_LAW, Law
 from peer.local_training import MakeTraining
 from peer.metrics import PeerMetrics, value

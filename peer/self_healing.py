@@ -20,20 +20,18 @@ from coordinator.members import FIRST_HEALED_NUMBER
 from peer.algorithms.core import View
 from peer.healing import (
     MAX_TAG,
-    Commit,
     Event,
     Healer,
     Heard,
-    Hello,
     Led,
     Paced,
     Say,
-    Seat,
     Tick,
     Timers,
     Unreachable,
     Viewed,
 )
+from peer.hellos import Commit, Hello, Seat
 from relayswarm import logs
 
 log = logging.getLogger("relayswarm.peer")

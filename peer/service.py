@@ -26,7 +26,8 @@ from peer.daemon import Daemon, Stop
 from peer.hand_over import MODEL, HandOver, digest_of
 from peer.hand_over import read as read_hand_over
 from peer.hand_over import write as write_hand_over
-from peer.healing import Commit, Seat, Timers
+from peer.healing import Timers
+from peer.hellos import Commit, Seat
 from peer.manifest import versions
 from peer.metrics import PeerMetrics, value
 from peer.model_files import config_sha256

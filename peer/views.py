@@ -8,7 +8,7 @@ from typing import Any
 from coordinator.members import Elected, Reason
 from coordinator.views import Layout, lay_out_tree
 from peer.algorithms.core import Epoch, PeerId, View
-from peer.healing import Commit
+from peer.hellos import Commit
 from relayswarm.config import RunConfig
 
 FIRST_TERM, FIRST_NUMBER = 1, 1  # of a simulated swarm's first epoch

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import grpc
 
 from coordinator.spanning_tree import Bpdu
-from peer.healing import (
+from peer.hellos import (
     MAX_MEMBERS,
     Age,
     Commit,

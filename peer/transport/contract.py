@@ -18,7 +18,7 @@ from peer.algorithms.metric_relay import MAX_METRICS, SwarmMean
 from peer.codec import Bytes, Format, default_format
 from peer.codec.edges import TRAVELLING, Coding, Lattice, LatticeSetting
 from peer.codec.lattice import BITS
-from peer.healing import Hello
+from peer.hellos import Hello
 from relayswarm.net.gate import Denial
 
 PROTOCOL_VERSION = 1

@@ -23,7 +23,7 @@ from coordinator.member_metrics import Evaluation, Sample
 from coordinator.members import REFUSAL_KEY, Refusal
 from peer.algorithms.core import Epoch, PeerId
 from peer.algorithms.metric_relay import SwarmMean
-from peer.healing import Commit
+from peer.hellos import Commit
 from peer.transport.bpdus import tree_message
 from peer.transport.channel import open_channel
 from peer.transport.topology_watch import (

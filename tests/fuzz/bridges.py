@@ -11,20 +11,22 @@ from google.protobuf.message import DecodeError
 
 from coordinator.spanning_tree import Bpdu
 from peer.healing import (
-    MAX_MEMBERS,
     Adopt,
-    Commit,
     Event,
     Healer,
     Heard,
-    Hello,
     Led,
-    Node,
     Say,
-    Seat,
     Tick,
     Timers,
     Viewed,
+)
+from peer.hellos import (
+    MAX_MEMBERS,
+    Commit,
+    Hello,
+    Node,
+    Seat,
     bridge_id,
 )
 from peer.transport.bpdus import parse_hello, request_of

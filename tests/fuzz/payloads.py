@@ -19,7 +19,7 @@ from peer.algorithms.core import Epoch, Head, Kind, Verdict
 from peer.codec import Format, encode
 from peer.codec.edges import Lattice, LatticeSetting
 from peer.codec.lattice import BITS, Decoder, Encoder, encoded_bytes
-from peer.healing import Hello
+from peer.hellos import Hello
 from peer.transport import wire
 from peer.transport.collectors import Collectors
 from peer.transport.contract import Contract, PeerState, Snapshot

@@ -17,21 +17,18 @@ import networkx as nx
 
 from peer.healing import (
     Adopt,
-    Age,
-    Commit,
     Effect,
     Event,
     Healer,
     Heard,
-    Hello,
     Led,
     Paced,
     Say,
-    Seat,
     Tick,
     Timers,
     Viewed,
 )
+from peer.hellos import Age, Commit, Hello, Seat
 
 TIMERS = Timers(hello_s=1.0, max_age_s=3.0)
 IMPATIENT = Timers(hello_s=1.0, max_age_s=1.0)

@@ -13,7 +13,6 @@ from coordinator.members import FIRST_HEALED_NUMBER, LEAP
 from peer.healing import (
     MAX_STEP,
     Adopt,
-    Commit,
     Effect,
     Event,
     Healer,
@@ -21,10 +20,10 @@ from peer.healing import (
     Led,
     Paced,
     Say,
-    Seat,
     Tick,
     Unreachable,
 )
+from peer.hellos import Commit, Seat
 from tests.peer.healing_trials import (
     crash_and_lose,
     crash_two,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from peer.algorithms.core import Epoch, View
-from peer.healing import MAX_TAG, Commit, Hello, Seat, Timers
+from peer.healing import MAX_TAG, Timers
+from peer.hellos import Commit, Hello, Seat
 from peer.self_healing import Pace, SelfHealing, Surroundings, tag_of
 
 PATIENCE_S = 20.0

@@ -18,7 +18,7 @@ from xxhash import xxh3_64_intdigest
 from peer.algorithms.core import Epoch, Head, Kind, Verdict
 from peer.algorithms.metric_relay import SwarmMean
 from peer.codec import Format, encode
-from peer.healing import Hello
+from peer.hellos import Hello
 from peer.transport.channel import open_channel
 from peer.transport.client import Outbox
 from peer.transport.collecting import Collecting

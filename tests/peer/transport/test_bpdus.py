@@ -13,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.spanning_tree import Bpdu
-from peer.healing import Commit, Hello, Node, Seat, bridge_id
+from peer.hellos import (
+    Commit,
+    Hello,
+    Node,
+    Seat,
+    bridge_id,
+)
 from peer.transport.bpdus import MAX_AGE, MAX_UNDER_WAY, Greeter, parse_hello, request_of
 from peer.transport.wire import MalformedError
 from relayswarm.net.gate import Denial

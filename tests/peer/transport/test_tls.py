@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from peer.algorithms.core import Verdict
-from peer.healing import Seat
+from peer.hellos import Seat
 from peer.transport.bpdus import Greeter
 from peer.transport.read_model import ReadModelError, read_model
 from relayswarm.net.certificates import make_certificates
