@@ -33,7 +33,8 @@ from coordinator.members import (
     Tick,
     Waiting,
 )
-from coordinator.membership import Membership, effective_step
+from coordinator.membership import Membership
+from coordinator.progress import effective_step
 from coordinator.stopping import Stopping, StopRule
 from coordinator.store import Memory, RunStore
 from coordinator.views import Layout, lay_out, lay_out_tree, why_no_dial_only

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from coordinator.member_metrics import Evaluation, Sample
+from coordinator.progress import Progress
 
 
 def natural_order(peer_id: str) -> tuple[tuple[int, int, str], ...]:
@@ -112,33 +113,6 @@ class Rules:
         """How long a candidate's id and shard are kept: it may have a large model to build on a
         busy machine, and a restarted candidate gets them back at once."""
         return max(self.lease_s, 120.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a member was, by its own word, and how fast it was going.
-
-    `rate` (steps per second) is measured between reports at least half a renewal apart, so that
-    two reports in quick succession do not make a wild guess; None until there are two.
-    """
-
-    step: int
-    at: float
-    rate: float | None = None
-    since_step: int = 0
-    since: float = 0.0
-
-    @classmethod
-    def begin(cls, step: int, now: float) -> Progress:
-        """The first report."""
-        return cls(step, now, None, step, now)
-
-    def report(self, step: int, now: float, window_s: float) -> Progress:
-        """The next report."""
-        if now - self.since < window_s:
-            return Progress(step, now, self.rate, self.since_step, self.since)
-        rate = max(0.0, (step - self.since_step) / (now - self.since))
-        return Progress(step, now, rate, step, now)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Membership as a state machine: leases, liveness, and when to elect.
+"""Membership as a state machine: who is in the run, and when to elect.
 
     handle(event, now) -> decisions          next_deadline() -> when to be woken with a Tick
 
@@ -8,10 +8,7 @@ so that several changes at one moment give one epoch. The rules, each in one pla
 
 - A run starts when `needed` peers are members. From then on every change of membership elects a new
   epoch at once, whatever the number of peers, down to one. When all are lost it waits again.
-- A lease ends `lease_s` after the last renewal. A member is given up sooner when it has missed two
-  renewals and all its neighbours, in the tree or else in the graph, that have reported since call
-  it unreachable. Silence alone may be a pause and a neighbour's word alone a broken link; both
-  together are a dead peer, and the swarm need not stand still for a whole lease.
+- A member that is given up (see `liveness`) has to join again.
 - A member that leaves because it has done all steps changes nothing for the others. Members that
   have done all steps but still serve are not elected into new epochs.
 - In a run that ends in one model (`common_model`) whoever has finished has it. From then on nobody
@@ -27,12 +24,10 @@ so that several changes at one moment give one epoch. The rules, each in one pla
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from statistics import median_low
 
-from coordinator import admission, reach
+from coordinator import admission, liveness, reach
 from coordinator.members import (
     FIRST_HEALED_NUMBER,
     LEAP,
@@ -48,7 +43,6 @@ from coordinator.members import (
     Leave,
     Member,
     NoTree,
-    Progress,
     Reason,
     Renew,
     Renewed,
@@ -60,25 +54,7 @@ from coordinator.members import (
     Waiting,
     natural_order,
 )
-
-MARGIN_S = 0.5
-"""From an election to the moment when the slowest peer has its view, generously."""
-
-
-def effective_step(reports: Iterable[Progress], now: float) -> int:
-    """The step at which all peers can still switch together to a new topology.
-
-    max over peers of (step + ceil(rate * (now - at + MARGIN_S))) + 1, where a peer reported `step`
-    at time `at`, and `rate` (steps per second) is the (lower) median of what peers were seen going
-    at: synchronous peers are equally fast, and one that has just jumped ahead to where the others
-    are is not fast at all. Too low, and fast peers switch late, losing the messages of
-    a step or two; too high, and the swarm trains on in the old topology, in which a peer may be
-    missing. A swarm that stands still, waiting for a dead peer, has rate 0: the very next step.
-    """
-    reports = list(reports)
-    rates = [r.rate for r in reports if r.rate is not None]
-    rate = median_low(rates) if rates else 0.0
-    return max(r.step + math.ceil(rate * (now - r.at + MARGIN_S)) for r in reports) + 1
+from coordinator.progress import Progress, effective_step
 
 
 class Membership:
@@ -350,19 +326,8 @@ class Membership:
         return gone
 
     def _due(self, member: Member) -> tuple[float, Reason]:
-        """When this member is given up if nothing more is heard of it, and why."""
-        silent_at = member.last_seen + self.rules.silent_s
-        if silent_at < member.expires and self._called_unreachable(member):
-            return silent_at, Reason.UNREACHABLE
-        return member.expires, Reason.LEASE_EXPIRED
-
-    def _called_unreachable(self, member: Member) -> bool:
-        for group in self._neighbourhoods.get(member.peer_id, ()):
-            voters = [self.members[k] for k in group if k in self.members]
-            voters = [k for k in voters if k.last_seen > member.last_seen]
-            if voters and all(member.peer_id in k.unreachable for k in voters):
-                return True
-        return False
+        groups = self._neighbourhoods.get(member.peer_id, ())
+        return liveness.due(member, self.members, groups, self.rules)
 
     def _go_on(self, now: float) -> list[Decision]:
         if not self.members:

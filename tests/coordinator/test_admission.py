@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.admission import choose_shard, free_id, refuse, version
-from coordinator.members import Join, Member, Progress, Refusal, Rules
+from coordinator.members import Join, Member, Refusal, Rules
+from coordinator.progress import Progress
 
 RULES = Rules("run", needed=2, shards=4, lease_s=10.0, start_timeout_s=60.0, max_members=3)
 ON_THE_LATTICE = replace(RULES, wire_format="lattice")

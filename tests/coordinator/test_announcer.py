@@ -17,7 +17,6 @@ from coordinator.members import (
     GaveUp,
     Gone,
     Member,
-    Progress,
     Reason,
     Refusal,
     Refused,
@@ -25,6 +24,7 @@ from coordinator.members import (
     RunFinished,
     Waiting,
 )
+from coordinator.progress import Progress
 from coordinator.views import lay_out
 from relayswarm.config import parse
 

@@ -1,125 +1,32 @@
-"""Leases, liveness and elections, on a clock that the tests advance."""
+"""Who is in the run and when it elects, on a clock that the tests advance."""
 
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.members import (
-    FIRST_HEALED_NUMBER,
-    LEAP,
     Admitted,
-    Decision,
     Elected,
     GaveUp,
     Gone,
-    HealedTree,
     Join,
     Leave,
-    Progress,
     Reason,
     Refusal,
     Refused,
     Renew,
     Renewed,
     ResumePoint,
-    Rules,
     RunFinished,
     RunState,
-    Tick,
     Unknown,
     Waiting,
 )
-from coordinator.membership import MARGIN_S, Membership, effective_step
+from tests.coordinator.swarm import FINGERPRINT, LEASE_S, Swarm, ids, only
 
-LEASE_S = 9.0  # so that renewals are due each second, and silence is 2.5 s
-FINGERPRINT = 0xF1
-LAYOUT = 5
-T = TypeVar("T")
 Points: TypeAlias = list[tuple[int, int]]
-
-
-@dataclass
-class Swarm:
-    """A membership, a clock, and peers that talk to it."""
-
-    needed: int = 3
-    shards: int = 3
-    number: int = 0
-    fingerprint: int = 0
-    deterministic: bool = False
-    common_model: bool = False
-    now: float = 100.0
-    log: list[Decision] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        rules = Rules("run", self.needed, self.shards, LEASE_S, start_timeout_s=60.0)
-        rules = replace(rules, deterministic=self.deterministic, common_model=self.common_model)
-        self.core = Membership(
-            rules,
-            self.now,
-            term=7,
-            number=self.number,
-            fingerprint=self.fingerprint,
-            layout_of=lambda _: LAYOUT,
-        )
-
-    def join(self, peer: str = "", **fields: object) -> Admitted | Refused:
-        known = {"incarnation": 1, "fingerprint": FINGERPRINT, "peer_id": peer}
-        known |= {"address": f"{peer or 'new'}:1"} | fields
-        answer = self.core.handle(Join(**known), self.now)[0]
-        assert isinstance(answer, Admitted | Refused)
-        return answer
-
-    def renew(self, *peers: str, **fields: object) -> None:
-        for peer in peers:
-            event = Renew(peer, **({"incarnation": 1} | fields))
-            assert self.core.handle(event, self.now) == [Renewed()]
-
-    def leave(self, peer: str, finished: bool = False) -> list[Decision]:
-        return self.core.handle(Leave(peer, 1, finished), self.now)
-
-    def settle(self) -> list[Decision]:
-        """Deliver the ticks that are due now."""
-        decisions: list[Decision] = []
-        while (at := self.core.next_deadline()) is not None and at <= self.now:
-            decisions += self.core.handle(Tick(), self.now)
-        self.log += decisions
-        return decisions
-
-    def advance(self, seconds: float) -> list[Decision]:
-        """Let time pass, ticking at each deadline on the way."""
-        until, decisions = self.now + seconds, self.settle()
-        while (at := self.core.next_deadline()) is not None and at <= until:
-            self.now = max(self.now, at)
-            decisions += self.settle()
-        self.now = until
-        return decisions
-
-    def keep(self, seconds: int, *peers: str, **fields: object) -> list[Decision]:
-        """Let seconds pass in which these peers renew and the others are silent."""
-        decisions: list[Decision] = []
-        for _ in range(seconds):
-            decisions += self.advance(1.0)
-            self.renew(*peers, **fields)
-        return decisions + self.settle()
-
-    def start(self, *peers: str) -> Elected:
-        for peer in peers or [f"peer-{k}" for k in range(self.needed)]:
-            assert isinstance(self.join(peer), Admitted)
-        return only(self.settle(), Elected)
-
-
-def only(decisions: list[Decision], kind: type[T]) -> T:
-    found = [d for d in decisions if isinstance(d, kind)]
-    assert len(found) == 1, decisions
-    return found[0]
-
-
-def ids(elected: Elected) -> list[str]:
-    return [m.peer_id for m in elected.members]
 
 
 # --- starting ------------------------------------------------------------------------------------
@@ -324,121 +231,6 @@ def test_several_changes_at_one_moment_give_one_epoch() -> None:
 # --- losing members ------------------------------------------------------------------------------
 
 
-def test_a_lease_runs_out_at_its_time_and_not_before() -> None:
-    swarm = Swarm()
-    swarm.start()
-    decisions = swarm.keep(8, "peer-0", "peer-2")
-    assert not decisions
-    decisions = swarm.keep(1, "peer-0", "peer-2")
-    assert only(decisions, Gone).reason is Reason.LEASE_EXPIRED
-    elected = only(decisions, Elected)
-    assert ids(elected) == ["peer-0", "peer-2"]
-    assert elected.reason is Reason.LEASE_EXPIRED
-
-
-def test_two_leases_that_end_together_give_one_epoch() -> None:
-    swarm = Swarm()
-    swarm.start()
-    decisions = swarm.keep(9, "peer-1")
-    assert len([d for d in decisions if isinstance(d, Gone)]) == 2
-    assert ids(only(decisions, Elected)) == ["peer-1"]
-
-
-def test_a_member_lost_has_to_join_again() -> None:
-    swarm = Swarm()
-    swarm.start()
-    swarm.keep(9, "peer-0", "peer-2")
-    (unknown,) = swarm.core.handle(Renew("peer-1", 1), swarm.now)
-    assert isinstance(unknown, Unknown)
-    assert "join again" in unknown.text
-    assert isinstance(swarm.join("peer-1"), Admitted)
-    assert ids(only(swarm.settle(), Elected)) == ["peer-0", "peer-1", "peer-2"]
-
-
-def test_a_renewal_that_comes_late_but_before_the_tick_counts() -> None:
-    swarm = Swarm()
-    swarm.start()
-    swarm.now += LEASE_S + 1
-    swarm.renew("peer-0", "peer-1", "peer-2")
-    assert swarm.settle() == []
-
-
-def test_leases_do_not_run_while_the_coordinator_sleeps() -> None:
-    swarm = Swarm()
-    swarm.start()
-    swarm.now += 100.0
-    deadline = swarm.core.next_deadline()
-    assert deadline == 100.0 + LEASE_S
-    assert swarm.core.handle(Tick(swarm.now - deadline), swarm.now) == []
-    assert swarm.advance(0.9) == []  # time to renew
-    assert len([d for d in swarm.advance(0.1) if isinstance(d, Gone)]) == 3
-
-
-CHAIN = {"peer-0": [{"peer-1"}], "peer-1": [{"peer-0", "peer-2"}], "peer-2": [{"peer-1"}]}
-
-
-def reported(swarm: Swarm, seconds: int, *reporters: str, others: tuple[str, ...] = ()) -> object:
-    decisions: list[Decision] = []
-    for _ in range(seconds):
-        decisions += swarm.advance(1.0)
-        swarm.renew(*reporters, unreachable=frozenset({"peer-1"}))
-        swarm.renew(*others)
-    return decisions + swarm.settle()
-
-
-def test_a_silent_peer_that_all_neighbours_call_unreachable_is_given_up_early() -> None:
-    swarm = Swarm()
-    swarm.start()
-    swarm.core.published(CHAIN)
-    assert reported(swarm, 2, "peer-0", "peer-2") == []
-    decisions = reported(swarm, 1, "peer-0", "peer-2")
-    assert only(decisions, Gone).reason is Reason.UNREACHABLE
-    assert only(decisions, Elected).text == "unreachable peer-1"
-
-
-def test_one_neighbour_that_reaches_it_vouches_for_it() -> None:
-    swarm = Swarm()
-    swarm.start()
-    swarm.core.published(CHAIN)
-    assert reported(swarm, 8, "peer-0", others=("peer-2",)) == []
-    assert only(reported(swarm, 1, "peer-0", others=("peer-2",)), Gone).reason is (
-        Reason.LEASE_EXPIRED
-    )
-
-
-def test_a_peer_that_renews_is_never_given_up_on_hearsay() -> None:
-    swarm = Swarm()
-    swarm.start()
-    swarm.core.published(CHAIN)
-    assert reported(swarm, 20, "peer-0", "peer-2", others=("peer-1",)) == []
-
-
-def test_either_the_tree_or_the_graph_may_tell() -> None:
-    swarm = Swarm()
-    swarm.start()
-    swarm.core.published({"peer-1": [{"peer-0"}, {"peer-0", "peer-2"}]})
-    decisions = reported(swarm, 3, "peer-0", others=("peer-2",))
-    assert only(decisions, Gone).reason is Reason.UNREACHABLE
-
-
-def test_two_dead_neighbours_do_not_vouch_for_each_other() -> None:
-    swarm = Swarm(needed=4, shards=4)
-    swarm.start()
-    swarm.core.published({"peer-1": [{"peer-0", "peer-2"}], "peer-2": [{"peer-1", "peer-3"}]})
-    swarm.advance(0.5)
-    swarm.renew("peer-1")
-    swarm.advance(0.3)
-    swarm.renew("peer-2")
-    decisions: list[Decision] = []
-    for _ in range(4):
-        decisions += swarm.advance(1.0)
-        swarm.renew("peer-0", unreachable=frozenset({"peer-1"}))
-        swarm.renew("peer-3", unreachable=frozenset({"peer-2"}))
-    decisions += swarm.settle()
-    gone = [(d.member.peer_id, d.reason) for d in decisions if isinstance(d, Gone)]
-    assert gone == [("peer-2", Reason.UNREACHABLE), ("peer-1", Reason.UNREACHABLE)]
-
-
 def test_a_swarm_of_one_goes_on() -> None:
     swarm = Swarm(needed=2)
     swarm.start()
@@ -544,154 +336,6 @@ def test_where_each_has_its_own_model_newcomers_may_come_to_the_end() -> None:
     swarm.start()
     swarm.leave("peer-0", finished=True)
     assert isinstance(swarm.join("peer-9"), Admitted)
-
-
-# --- a coordinator that comes back ---------------------------------------------------------------
-
-
-def rejoin(swarm: Swarm, peer: str, step: int, age: tuple[int, int] = (7, 5)) -> None:
-    assert isinstance(swarm.join(peer, step=step, known_age=age), Admitted)
-
-
-def test_peers_of_a_coordinator_that_comes_back_go_on_once_all_are_there() -> None:
-    swarm = Swarm(number=5, fingerprint=FINGERPRINT)
-    for k in range(3):
-        rejoin(swarm, f"peer-{k}", step=100)
-    assert not [d for d in swarm.settle() if isinstance(d, Elected)]  # at what pace do they go?
-    swarm.advance(1.0)
-    swarm.renew("peer-0", "peer-1", "peer-2", step=110)
-    elected = only(swarm.settle(), Elected)
-    assert (elected.term, elected.number, elected.reason) == (7, 6, Reason.RESTORED)
-    assert elected.effective_step == 110 + 5 + 1  # 10 steps a second, for the margin's half
-
-
-HEALED = HealedTree(
-    age=(9, 5 * FIRST_HEALED_NUMBER),
-    root="peer-0",
-    lives=frozenset((f"peer-{k}", 1) for k in range(3)),
-    edges=(("peer-0", "peer-2"), ("peer-1", "peer-2")),
-    links=(("peer-0", "peer-2"), ("peer-1", "peer-2")),
-)
-
-
-def test_a_coordinator_that_comes_back_goes_on_with_the_tree_that_its_peers_have() -> None:
-    swarm = Swarm(number=5, fingerprint=FINGERPRINT)
-    for k in range(3):
-        swarm.join(f"peer-{k}", step=100, known_age=HEALED.age, tree=HEALED)
-    swarm.advance(1.0)
-    swarm.renew("peer-0", "peer-1", "peer-2", step=110, tree=HEALED)
-    elected = only(swarm.settle(), Elected)
-    assert (elected.term, elected.number, elected.reason) == (10, 1, Reason.RESTORED)
-    assert elected.tree == HEALED
-    swarm.renew("peer-0", "peer-1", "peer-2", step=120, tree=HEALED)  # they have not got it yet
-    assert swarm.settle() == []
-
-
-def test_if_somebody_is_missing_it_makes_a_tree_itself() -> None:
-    swarm = Swarm(number=5, fingerprint=FINGERPRINT)
-    for k in range(2):
-        swarm.join(f"peer-{k}", step=100, known_age=HEALED.age, tree=HEALED)
-    swarm.advance(LEASE_S / 2)
-    swarm.renew("peer-0", "peer-1")
-    elected = only(swarm.advance(LEASE_S / 2), Elected)
-    assert (elected.term, elected.number, elected.tree) == (10, 1, None)
-
-
-def test_one_that_could_not_be_reached_takes_the_lead_again() -> None:
-    swarm = Swarm()
-    swarm.start()
-    swarm.advance(0.5)
-    swarm.renew("peer-0", step=9, tree=HEALED)
-    elected = only(swarm.settle(), Elected)
-    assert (elected.term, elected.number) == (10, 1)
-    assert (elected.reason, elected.tree) == (Reason.HEALED, HEALED)
-
-
-def test_nonsense_of_peers_raises_no_term() -> None:
-    swarm = Swarm()
-    swarm.start()
-    swarm.join("peer-0", known_age=(8 + LEAP, 1))
-    swarm.renew("peer-0", tree=replace(HEALED, age=(8 + LEAP, 1)))
-    swarm.renew("peer-0", tree=replace(HEALED, age=(6, 2**40)))  # older than ours
-    assert swarm.settle() == []
-    assert swarm.core.term == 7
-
-
-def test_after_a_lease_the_run_goes_on_with_those_that_are_back() -> None:
-    swarm = Swarm(number=5, fingerprint=FINGERPRINT)
-    rejoin(swarm, "peer-0", step=100)
-    rejoin(swarm, "peer-1", step=101)
-    decisions = swarm.keep(9, "peer-0", "peer-1", step=101)
-    elected = only(decisions, Elected)
-    assert ids(elected) == ["peer-0", "peer-1"]
-    assert elected.effective_step == 102
-
-
-def test_who_comes_while_the_coordinator_was_away_waits_for_a_donor() -> None:
-    """It would train a fresh model at the others' step."""
-    swarm = Swarm(number=5, fingerprint=FINGERPRINT)
-    assert swarm.join("peer-2").donors == ()
-    rejoin(swarm, "peer-0", step=100)
-    rejoin(swarm, "peer-1", step=101)
-    swarm.advance(1.0)
-    swarm.renew("peer-0", "peer-1", "peer-2", step=101)
-    elected = only(swarm.settle(), Elected)
-    assert ids(elected) == ["peer-0", "peer-1"]
-    assert isinstance(swarm.core.handle(Renew("peer-2", 1), swarm.now)[0], Unknown)
-    donors = swarm.join("peer-2").donors
-    assert [donor.peer_id for donor in donors] == ["peer-0", "peer-1"]
-
-
-def test_an_epoch_that_a_peer_remembers_is_never_outdone_by_an_older_one() -> None:
-    swarm = Swarm(needed=1)
-    rejoin(swarm, "peer-0", step=3, age=(9, 4))
-    elected = only(swarm.keep(1, "peer-0", step=3), Elected)
-    assert (elected.term, elected.number) == (9, 5)
-
-
-def test_a_nonsensical_epoch_is_not_adopted() -> None:
-    swarm = Swarm(needed=1)
-    rejoin(swarm, "peer-0", step=3, age=(2**64 - 1, 4))
-    elected = only(swarm.keep(1, "peer-0", step=3), Elected)
-    assert (elected.term, elected.number) == (7, 1)
-
-
-def test_peers_that_come_back_and_leave_again_leave_a_run_that_waits() -> None:
-    swarm = Swarm(number=5, fingerprint=FINGERPRINT)
-    rejoin(swarm, "peer-0", step=100)
-    swarm.leave("peer-0")
-    swarm.advance(2 * LEASE_S)
-    assert swarm.core.state is RunState.WAITING
-
-
-# --- when to switch ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("reports", "now", "expected"),
-    [
-        ([Progress(10, 0.0)], 0.0, 11),  # no rate known: the next step
-        ([Progress(10, 0.0), Progress(12, 0.0)], 3.0, 13),
-        ([Progress(10, 0.0, rate=0.0)], 9.0, 11),  # the swarm stands still
-        ([Progress(10, 0.0, rate=2.0)], 0.0, 12),  # 10 + 2 * 0.5 + 1
-        ([Progress(10, 0.0, rate=2.0)], 1.0, 14),  # 10 + 2 * 1.5 + 1
-        ([Progress(10, 0.0, rate=0.1)], 0.0, 12),  # a part of a step counts as a step
-        ([Progress(10, 0.0, rate=4.0), Progress(0, 1.0)], 1.0, 17),  # a newcomer does not matter
-        ([Progress(10, 0.0, rate=2.0), Progress(9, 0.0, rate=900.0)], 0.0, 12),  # it has jumped
-    ],
-)
-def test_the_effective_step(reports: list[Progress], now: float, expected: int) -> None:
-    assert MARGIN_S == 0.5
-    assert effective_step(reports, now) == expected
-
-
-def test_the_rate_is_measured_between_reports_well_apart() -> None:
-    progress = Progress.begin(0, 0.0).report(10, 1.0, window_s=0.5)
-    assert progress.rate == 10.0
-    soon = progress.report(14, 1.001, window_s=0.5)
-    assert (soon.step, soon.rate) == (14, 10.0)
-    assert soon.report(20, 2.0, window_s=0.5).rate == 10.0
-    assert progress.report(5, 2.0, window_s=0.5).rate == 0.0  # backwards, after a restart
 
 
 # --- whatever happens ----------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from fractions import Fraction
 
 import pytest
 
-from coordinator.members import Change, Elected, Member, Progress, Reason
+from coordinator.members import Change, Elected, Member, Reason
+from coordinator.progress import Progress
 from coordinator.views import Layout, lay_out
 from peer.algorithms.core import Epoch
 from peer.views import peer_ids, topology_event, views_of
