@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -26,15 +25,11 @@ from peer.config import build_algorithm, find_algorithm
 from peer.daemon import Daemon
 from peer.faults import FaultPlan
 from peer.hand_over import MODEL, HandOver
-from peer.hand_over import forget as forget_hand_over
 from peer.law import NO_LAW, Law, file_digest
 from peer.local_training import MakeTraining
 from peer.metrics import PeerMetrics
-from peer.model_files import AVERAGE, fingerprint_text, model_metadata
-from peer.outcome import Metrics
 from peer.tasks.registry import BUILT_IN, load_task
 from peer.tasks.registry import OFFERS as OFFERED_TASKS
-from peer.training.checkpoint import export_model
 from peer.training.forwarder import Forwarder
 from peer.training.learner import Learner
 from peer.training.trainer import Trainer, make_site
@@ -186,34 +181,6 @@ class Parts:
         self.server.stop(GRACE_S)
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
-
-    def export(self, metrics: Metrics) -> str | None:
-        """Write the final model, measured so, beside the checkpoints; returns its path."""
-        if self.options.state_dir is None:
-            return None
-        path = self.options.state_dir / MODEL
-        daemon = self.daemon
-        common, view = daemon.common, daemon.common or daemon.view
-        metadata = model_metadata(
-            self.run_config,
-            AVERAGE if common else daemon.peer,
-            daemon.steps_done,
-            participants=list(view.members) if view else [daemon.peer],
-            metrics={} if common else metrics,  # a common model is the same file at every peer
-            fingerprint=fingerprint_text(self.trainer.fingerprint),
-        )
-        forget_hand_over(self.options.state_dir)
-        export_model(path, self.trainer.flat, metadata)
-        return str(path)
-
-    @property
-    def run_config(self) -> Mapping[str, Any]:
-        """The run config as the coordinator has it, as JSON values."""
-        return run_config.parse(self.candidate.run_config).model_dump(mode="json")
-
-    @property
-    def run_id(self) -> str:
-        return self.trainer.config.run_id
 
     def _connect(self, config: RunConfig, metrics: PeerMetrics) -> None:
         """Servers first: a member must already be reachable when others learn of it."""
