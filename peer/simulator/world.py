@@ -147,7 +147,7 @@ class Node:
         if self.on_event:
             self.on_event(event)
         self.driver.feed(event, self.world.now)
-        self.world.count(self)
+        self.world.count_steps(self)
         self._set_alarm()
 
     def take(self, flight: _Flight) -> None:
@@ -196,7 +196,7 @@ class Node:
 
         self._training = True
         if self.world.follows_swarm:
-            self.world.count(self)
+            self.world.count_steps(self)
             effect = replace(effect, at=self.world.progress())
         if self.on_train:
             self.on_train(effect)
@@ -271,7 +271,7 @@ class World:
         self.nodes[peer] = node
         self._steps_in_all -= self._steps.pop(peer, 0)
         self._steps[peer] = 0
-        self.count(node)
+        self.count_steps(node)
         return node
 
     def publish(self, views: Iterable[View]) -> None:
@@ -292,7 +292,7 @@ class World:
         """How many steps the peers that live have done, in the mean."""
         return self._steps_in_all // len(self._steps)
 
-    def count(self, node: Node) -> None:
+    def count_steps(self, node: Node) -> None:
         """Take note of how far a peer is: `progress` is asked for whenever one begins to train, too
         often to add up all peers' steps."""
         if node.alive:
