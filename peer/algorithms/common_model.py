@@ -37,8 +37,6 @@ come so far wants them later (EPOCH_AHEAD).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import IntEnum
-from typing import NamedTuple
 
 from peer.algorithms.allreduce import children_of, parent_of
 from peer.algorithms.core import (
@@ -69,64 +67,42 @@ from peer.algorithms.core import (
     Verdict,
     View,
 )
+from peer.algorithms.last_round import Last, Standing
+from peer.algorithms.posts import Post, Posts
 from peer.algorithms.relaying import Terms
-from peer.algorithms.slots import Edge
 from peer.algorithms.synchronous import Synchronous
 
 X = Reg(LIVE)
-
-AGAIN_S = 0.25
-"""Before a message that was not taken is sent again."""
 
 PATIENCE = 10
 """Deadlines without any news, after which a peer ends without the common model."""
 
 
-class Last(IntEnum):
-    """What a message of this round is, in the place of the number of an exchange. HAVE and DONE
-    have no payload."""
-
-    SUM = 1
-    MEAN = 2
-    HAVE = 3
-    DONE = 4
-
-
-class Post(NamedTuple):
-    """Where a message goes, and what it is: one at a time."""
-
-    tree: int
-    to: PeerId
-    what: Last
-
-
 class CommonModel(Algorithm):
-    """A method with steps, and after its last step the exact mean of all models.
-
-    `held` is the mean that the live model is, once it is one; `common` is the same, once all have
-    it.
-    """
+    """A method with steps, and after its last step the exact mean of all models."""
 
     name = "common-model"
 
     def __init__(self, method: Synchronous, run: Run) -> None:
         self.method = method
-        self.held: Mean | None = None
-        self.common: Mean | None = None
         self._run = run
         self._view: View | None = None  # the latest
         self._ending = False
-        self._sums: dict[Edge, Received] = {}  # of children, on the present trees
-        self._summed: set[int] = set()  # trees on which this peer's sum is on its way up
-        self._coming: Mean | None = None  # of which this peer has
-        self._halves: dict[int, Lin] = {}  # those of these trees
-        self._have: set[PeerId] = set()  # children with all behind them that have `held`
-        self._told = False  # that this peer has it, and all behind it
-        self._sent: dict[Post, Send] = {}  # not known to have been taken
-        self._again: dict[Post, float] = {}  # when to send those again
+        self._standing = Standing()
+        self._posts = Posts()
         self._round = 0
         self._news_at = 0.0
         self._finished = False
+
+    @property
+    def held(self) -> Mean | None:
+        """The mean that the live model is, once it is one."""
+        return self._standing.held
+
+    @property
+    def common(self) -> Mean | None:
+        """The same, once all have it."""
+        return self._standing.common
 
     # --- the method's own ----------------------------------------------------------------------
 
@@ -159,61 +135,9 @@ class CommonModel(Algorithm):
     def admit(self, head: Head) -> Verdict:
         if head.exchange not in tuple(Last) or head.kind is not Kind.RELAY:
             return Verdict.STALE_STEP if self._ending else self.method.admit(head)
-        view = self._view
-        if not self._ending or view is None:
+        if not self._ending or self._view is None:
             return Verdict.EPOCH_AHEAD
-        if self.common and head.mean == self.common:
-            return Verdict.DUPLICATE if head.exchange == Last.DONE else Verdict.STALE_STEP
-        if head.exchange == Last.DONE:
-            return self._judge_word(head)
-        if head.epoch.age > view.epoch.age:
-            return Verdict.EPOCH_AHEAD
-        return self._judge(view, head) if head.epoch == view.epoch else Verdict.EPOCH_BEHIND
-
-    def _judge(self, view: View, head: Head) -> Verdict:
-        if head.tree >= len(view.trees) or head.sender not in view.trees[head.tree]:
-            return Verdict.NOT_A_NEIGHBOUR
-        if head.incarnation != view.members[head.sender]:
-            return Verdict.OLD_INCARNATION
-        is_parent = head.sender == parent_of(view, head.tree)
-        if head.exchange == Last.MEAN:
-            return self._judge_mean(view, head, is_parent=is_parent)
-        if is_parent:
-            return Verdict.NOT_A_NEIGHBOUR  # in that direction
-        if head.exchange == Last.HAVE:
-            known = head.sender in self._have and head.mean == self.held
-            return Verdict.DUPLICATE if known else self._judge_word(head)
-        return self._judge_sum(view, head)
-
-    def _judge_sum(self, view: View, head: Head) -> Verdict:
-        if head.lost:
-            return Verdict.BAD_LENGTH  # it is to come again, whole
-        if head.count != view.trees[head.tree][head.sender] or not view.can_weigh(head):
-            return Verdict.BAD_COUNT
-        known = self.held or (head.tree, head.sender) in self._sums
-        return Verdict.DUPLICATE if known else Verdict.ACCEPTED
-
-    def _judge_mean(self, view: View, head: Head, *, is_parent: bool) -> Verdict:
-        if head.lost:
-            return Verdict.BAD_LENGTH
-        mean, known = head.mean, self._coming or self.held
-        if mean is None or (mean.epoch == view.epoch and not is_parent):
-            return Verdict.BAD_COUNT
-        if head.count != (view.n if mean.epoch == view.epoch else mean.n):
-            return Verdict.BAD_COUNT
-        if mean == known:
-            is_in = self._coming is None or head.tree in self._halves
-            return Verdict.DUPLICATE if is_in else Verdict.ACCEPTED
-        if self.common or (known and mean.epoch.age < known.epoch.age):
-            return Verdict.EPOCH_BEHIND
-        return Verdict.ACCEPTED
-
-    def _judge_word(self, head: Head) -> Verdict:
-        """Of HAVE and DONE: they are about the mean that this peer has, or it has to get it yet."""
-        if head.mean is None or head.mean == self.held:
-            return Verdict.ACCEPTED if head.mean else Verdict.BAD_COUNT
-        older = self.held is not None and head.mean.epoch.age < self.held.epoch.age
-        return Verdict.EPOCH_BEHIND if older else Verdict.EPOCH_AHEAD
+        return self._standing.judge(self._view, head)
 
     # --- events --------------------------------------------------------------------------------
 
@@ -222,7 +146,8 @@ class CommonModel(Algorithm):
             return self.method.next_deadline()
         if self._finished:
             return None
-        return min([self._gives_up_at, *self._again.values()])
+        again_at = self._posts.next_deadline()
+        return self._gives_up_at if again_at is None else min(self._gives_up_at, again_at)
 
     @property
     def _gives_up_at(self) -> float:
@@ -263,9 +188,8 @@ class CommonModel(Algorithm):
     def _begin(self, now: float) -> list[Effect]:
         """Begin in the latest epoch, with the mean if there is one."""
         self._news_at = now
-        self._sums, self._summed, self._coming, self._halves = {}, set(), None, {}
-        self._have, self._told = set(), False
-        self._sent, self._again = {}, {}
+        self._standing.begin_epoch()
+        self._posts = Posts()
         effects: list[Effect] = []
         if self.held:
             for tree in range(len(self._present.trees)):
@@ -280,14 +204,14 @@ class CommonModel(Algorithm):
             return [Drop(head, DropReason.UNEXPECTED)]
         self._news_at = now
         if head.exchange == Last.SUM:
-            self._sums[head.tree, head.sender] = event
+            self._standing.sums[head.tree, head.sender] = event
             return self._advance()
-        mean = head.mean
+        standing, mean = self._standing, head.mean
         assert mean is not None, "it was admitted"
-        if mean != self._coming:
+        if mean != standing.coming:
             mean = mean if mean.members else _mean_of(self._present)
-            self._coming, self._halves = mean, {}
-            self._drop_posts(Last.MEAN)  # of an older one
+            standing.coming, standing.halves = mean, {}
+            self._posts.drop(Last.MEAN)  # of an older one
         came = self._half(head.tree, Lin(((1, event.messages[0]),)), head.sender)
         return [*came, *self._advance()]
 
@@ -297,7 +221,7 @@ class CommonModel(Algorithm):
         self._news_at = now
         if head.exchange == Last.DONE:
             return [*self._agree(head.sender), *self._advance()]
-        self._have.add(head.sender)
+        self._standing.have.add(head.sender)
         return self._advance()
 
     def _advance(self) -> list[Effect]:
@@ -305,28 +229,28 @@ class CommonModel(Algorithm):
         effects: list[Effect] = []
         if self.held is None:
             if not self._present.trees:
-                self.held = _mean_of(self._present)  # of this peer alone
+                self._standing.held = _mean_of(self._present)  # of this peer alone
             for tree in range(len(self._present.trees)):
                 effects += self._reduce(tree)
         effects += self._confirm()
-        if self.common and not self._sent:
+        if self.common and not self._posts:
             self._finished = True
             effects.append(Finished(self.step))
         return effects
 
     def _reduce(self, tree: int) -> list[Effect]:
-        view = self._present
+        view, standing = self._present, self._standing
         parent, children = parent_of(view, tree), children_of(view, tree)
-        parts = [self._sums.get((tree, child)) for child in children]
+        parts = [standing.sums.get((tree, child)) for child in children]
         came = [part for part in parts if part]
-        if len(came) < len(parts) or tree in self._summed or tree in self._halves:
+        if len(came) < len(parts) or tree in standing.summed or tree in standing.halves:
             return []
-        self._summed.add(tree)
+        standing.summed.add(tree)
         own: Terms = ((view.weight, X),) if view.weight else ()
         terms = (*own, *((1, part.messages[0]) for part in came))
         if parent is None:
             total = view.total_weight  # 0: nobody has learnt anything, and the root's model stands
-            self._coming = _mean_of(view)
+            standing.coming = _mean_of(view)
             return self._half(tree, Lin(terms, total) if total else Lin(((1, X),)), None)
         count = 1 + sum(part.head.count for part in came)
         weight = view.weight + sum(view.weight_of(part.head) for part in came)
@@ -334,16 +258,16 @@ class CommonModel(Algorithm):
 
     def _half(self, tree: int, lin: Lin, source: PeerId | None) -> list[Effect]:
         """The mean of a tree's coordinates is in: pass it on, and take it once all of it is in."""
-        mean = self._coming
+        standing = self._standing
+        mean = standing.coming
         assert mean is not None, "of no mean"
-        self._halves[tree] = lin
+        standing.halves[tree] = lin
         effects: list[Effect] = []
-        if len(self._halves) == len(self._present.trees):
-            effects += [Set(X, half, k) for k, half in sorted(self._halves.items())]
-            self._sums, self._coming, self._halves = {}, None, {}
-            self.held, self._have, self._told = mean, set(), False
-            self._drop_posts(Last.SUM)  # `x` is something else now
-        self._taken(Post(tree, source or "", Last.MEAN))
+        if len(standing.halves) == len(self._present.trees):
+            effects += [Set(X, half, k) for k, half in sorted(standing.halves.items())]
+            standing.hold(mean)
+            self._posts.drop(Last.SUM)  # `x` is something else now
+        self._posts.taken(Post(tree, source or "", Last.MEAN))
         return [*effects, *self._pass_on(tree, mean, source)]
 
     def _pass_on(self, tree: int, mean: Mean, source: PeerId | None = None) -> list[Effect]:
@@ -355,27 +279,27 @@ class CommonModel(Algorithm):
 
     def _part(self, mean: Mean, tree: int) -> Lin:
         """The coordinates of a tree: this peer has all of the mean, or that half of it."""
-        return Lin(((1, X),)) if mean == self.held else self._halves[tree]
+        return Lin(((1, X),)) if mean == self.held else self._standing.halves[tree]
 
     # --- who has it ----------------------------------------------------------------------------
 
     def _confirm(self) -> list[Effect]:
         """Once all behind this peer have the mean, say so; the root knows then that all have it."""
-        view = self._present
-        if self.held is None or self.common or self._told:
+        view, standing = self._present, self._standing
+        if self.held is None or self.common or standing.told:
             return []
         parent = parent_of(view, 0) if view.trees else None
-        if view.trees and not self._have.issuperset(children_of(view, 0)):
+        if view.trees and not standing.have.issuperset(children_of(view, 0)):
             return []
-        self._told = True
+        standing.told = True
         if parent is None:
             return self._agree(None)
         return [self._post(Post(0, parent, Last.HAVE), mean=self.held)]
 
     def _agree(self, source: PeerId | None) -> list[Effect]:
         """All have it."""
-        self.common = self.held
-        self._drop_posts(Last.HAVE)
+        self._standing.common = self.held
+        self._posts.drop(Last.HAVE)
         return self._say_done(source)
 
     def _say_done(self, source: PeerId | None = None) -> list[Effect]:
@@ -411,40 +335,29 @@ class CommonModel(Algorithm):
             mean=mean,
         )
         send = Send(post.to, head, (lin,) * type(self.method).sections if lin else ())
-        self._sent[post] = send
-        self._again.pop(post, None)
+        self._posts.add(post, send)
         return send
-
-    def _taken(self, post: Post) -> None:
-        """It need not be sent again."""
-        self._sent.pop(post, None)
-        self._again.pop(post, None)
-
-    def _drop_posts(self, what: Last) -> None:
-        for post in [post for post in self._sent if post.what is what]:
-            self._taken(post)
 
     def _answered(
         self, to: PeerId, head: Head, verdict: Verdict | None, now: float
     ) -> list[Effect]:
         post = Post(head.tree, to, Last(head.exchange))
-        sent = self._sent.get(post)
-        if sent is None or sent.head != head:
+        if not self._posts.is_awaited(post, head):
             return []
         is_over = verdict is Verdict.STALE_STEP and head.mean and head.mean == self.held
         if not is_over and verdict not in (Verdict.ACCEPTED, Verdict.DUPLICATE):
-            self._again[post] = now + AGAIN_S
+            self._posts.was_not_taken(post, now)
             return []
-        self._taken(post)
+        self._posts.taken(post)
         agreed = self._agree(to) if is_over and not self.common else []
         return [*agreed, *self._advance()]
 
     def _tick(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        due = [post for post, at in self._again.items() if at <= now]
+        due = self._posts.due(now)
         self._round += bool(due)  # another message, for whoever decides what gets lost
         for post in due:
-            head, lins = self._sent[post].head, self._sent[post].lins
+            head, lins = self._posts[post].head, self._posts[post].lins
             lin = lins[0] if lins else None
             if post.what is Last.MEAN and head.mean:
                 lin = self._part(head.mean, post.tree)
