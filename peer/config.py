@@ -71,7 +71,21 @@ def algorithm_options(config: RunConfig) -> dict[str, Any]:
     given = config.algorithm.model_dump(exclude=NOT_OPTIONS, exclude_none=True)
     given |= config.algorithm.options
     _check_options(name, given, options_type)
-    return given
+    return given | _quasi_global_adam(config, given)
+
+
+def _quasi_global_adam(config: RunConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What else holds for dpsgd-qgm with Adam, whose moments have factors of their own: b = 0."""
+    name = config.optimizer.name
+    if config.algorithm.name != "dpsgd-qgm" or name in (None, "sgd"):
+        return {}
+    if name != "adam":
+        problem, remedy = "dpsgd-qgm has no form for it", 'set it to "adam" or "sgd"'
+        raise ConfigError("optimizer.name", name, problem, remedy)
+    if given.get("momentum") is not None:
+        problem = 'with optimizer.name = "adam" the factors of dpsgd-qgm are optimizer.betas'
+        raise ConfigError("algorithm.momentum", given["momentum"], problem, "leave it out")
+    return {"momentum": 0.0}
 
 
 def build_algorithm(config: RunConfig, start_step: int = 0) -> Algorithm:

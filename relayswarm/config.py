@@ -158,7 +158,10 @@ class AlgorithmConfig(_Section):
         None, description="Mixing weights of gossip methods."
     )
     momentum: float | None = Field(
-        None, ge=0, lt=1, description="The method's own momentum (quasi-global)."
+        None,
+        ge=0,
+        lt=1,
+        description="The method's own momentum (quasi-global). With adam: `optimizer.betas`.",
     )
     blocking: bool | None = Field(None, description="Pairwise averaging in its blocking form.")
     time_budget_s: float | None = Field(

@@ -289,7 +289,8 @@ class Train:
     """Take the local steps of `step` on the live register; the rate is scaled by `lr_scale`.
 
     `momentum` names a register to use and leave untouched as momentum buffer (quasi-global
-    momentum); None leaves momentum to the optimizer. `local_steps` numbers the optimizer steps to
+    momentum; of Adam, the movement that its moments gather); None leaves momentum to the optimizer.
+    `local_steps` numbers the optimizer steps to
     take, counted over the whole run; None means as many as the run config says. With `budget_s`
     they are more than anybody takes: local steps go on until so many seconds have passed, so that
     there is at least one, and `Trained` says how many there were. The rate is that of `step` in the

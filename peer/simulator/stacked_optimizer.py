@@ -8,9 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from peer.training.optimizer import OptimizerSettings
-
-EPSILON = 1e-8  # torch's default
+from peer.training.optimizer import EPSILON, OptimizerSettings
 
 
 class StackedOptimizer:
@@ -38,12 +36,23 @@ class StackedOptimizer:
         else:
             self._adam(models, gradients, lr, chosen)
 
+    def gather_movements(self, movements: Tensor, chosen: Tensor | None = None) -> None:
+        """Of quasi-global Adam; see `peer.training.optimizer.gather_movement`. Shape (k, d)."""
+        norms = torch.linalg.vector_norm(movements, dim=1, keepdim=True)
+        self._advance(movements / (norms + EPSILON), chosen)
+
+    def quasi_global_adam_step(
+        self, models: Tensor, gradients: Tensor, lr: float, chosen: Tensor | None = None
+    ) -> None:
+        """See `peer.training.optimizer.quasi_global_adam_step`."""
+        g = self._decayed(models, gradients)
+        steps, first, second = (_rows(state, chosen).clone() for state in self._moments)
+        self._follow(models, steps, *self._with(g, first, second), lr)
+
     def quasi_global_step(
         self, models: Tensor, gradients: Tensor, lr: float, momenta: Tensor, beta: float
     ) -> None:
         """Add u = -lr (g + b (b m + g)); see `peer.training.optimizer.quasi_global_step`."""
-        if self._settings.name != "sgd":
-            raise ValueError("quasi-global momentum needs the optimizer sgd")
         g = self._decayed(models, gradients)
         models.add_((momenta * beta + g) * beta + g, alpha=-lr)
 
@@ -57,18 +66,37 @@ class StackedOptimizer:
         models.add_(update, alpha=-lr)
 
     def _adam(self, models: Tensor, gradients: Tensor, lr: float, chosen: Tensor | None) -> None:
-        assert self._second is not None
-        beta_1, beta_2 = self._settings.betas
         if self._settings.name == "adamw":
             models.mul_(1 - lr * self._settings.weight_decay)
             g = gradients
         else:
             g = self._decayed(models, gradients)
-        steps = _rows(self._steps, chosen).add_(1)
-        first = _rows(self._first, chosen).lerp_(g, 1 - beta_1)
-        second = _rows(self._second, chosen).mul_(beta_2).addcmul_(g, g, value=1 - beta_2)
-        for state, rows in ((self._steps, steps), (self._first, first), (self._second, second)):
-            _put(state, chosen, rows)
+        self._follow(models, *self._advance(g, chosen), lr)
+
+    @property
+    def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of Adam, after the count of their steps."""
+        assert self._second is not None
+        return self._steps, self._first, self._second
+
+    def _advance(self, g: Tensor, chosen: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Take `g`, shape (k, d), into the moments of the chosen, which are returned."""
+        steps, first, second = (_rows(state, chosen) for state in self._moments)
+        rows = steps.add_(1), *self._with(g, first, second)
+        for state, changed in zip(self._moments, rows, strict=True):
+            _put(state, chosen, changed)
+        return rows
+
+    def _with(self, g: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Both moments with `g`, in place."""
+        beta_1, beta_2 = self._settings.betas
+        return first.lerp_(g, 1 - beta_1), second.mul_(beta_2).addcmul_(g, g, value=1 - beta_2)
+
+    def _follow(
+        self, models: Tensor, steps: Tensor, first: Tensor, second: Tensor, lr: float
+    ) -> None:
+        """Move by the moments of so many steps."""
+        beta_1, beta_2 = self._settings.betas
         rate = (lr / (1 - beta_1**steps)).to(models.dtype)
         scale = (1 - beta_2**steps).sqrt().to(models.dtype)
         models.sub_(rate * first / (second.sqrt() / scale + EPSILON))

@@ -149,15 +149,20 @@ class Stacked:
         chosen = None if len(peers) == len(self._sites) else torch.tensor(peers)
         total = torch.zeros(len(peers), dtype=torch.float64, device=models.device)
         draws = local_steps or range(step * count, (step + 1) * count)
+        optimizer, is_adam = self._optimizer, self._template.settings.name == "adam"
+        if momenta is not None and is_adam:
+            optimizer.gather_movements(momenta, chosen)
         for draw in draws:
             batch = self._data.batch(peers, chosen, draw)
             gradients, losses = self._gradients(models, batch)
             if momenta is None:
-                self._optimizer.step(models, gradients, lr, chosen)
+                optimizer.step(models, gradients, lr, chosen)
+            elif is_adam:
+                optimizer.quasi_global_adam_step(models, gradients, lr, chosen)
             else:
                 beta = config.algorithm.momentum
                 beta = QUASI_GLOBAL_MOMENTUM if beta is None else beta
-                self._optimizer.quasi_global_step(models, gradients, lr, momenta, beta)
+                optimizer.quasi_global_step(models, gradients, lr, momenta, beta)
             total += losses
         mean = total / len(draws)
         losses_of: list[float] = mean.masked_fill(~mean.isfinite(), math.nan).tolist()

@@ -7,6 +7,7 @@ result would depend on more than its inputs.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,8 @@ _ANY_OPTIMIZER = (
 )  # defaults that outlive a change of optimizer
 _STANDARD_RATE = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 _STANDARD_DECAY = {"sgd": 0.0, "adam": 0.0, "adamw": 0.01}
+EPSILON = 1e-8
+"""Adam's in torch; and beside the norm of a movement, as in the code of Lin et al."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +145,18 @@ def resolve(config: OptimizerConfig, defaults: Mapping[str, Any]) -> OptimizerSe
 
 def of_run(config: RunConfig, defaults: Mapping[str, Any]) -> OptimizerSettings:
     """The optimizer of a run. The `algorithm.momentum` of d2 (RelaySGD paper, Algorithm 2, lines 3
-    and 4) is Nesterov momentum of its local steps. Raises ConfigError as `resolve` does."""
+    and 4) is Nesterov momentum of its local steps. Raises ConfigError as `resolve` does, and where
+    a method's form goes by an optimizer that only the task names."""
     method, optimizer = config.algorithm, config.optimizer
     if method.name == "d2" and method.momentum is not None:
         settings = {"momentum": method.momentum, "nesterov": method.momentum > 0}
         optimizer = optimizer.model_copy(update=settings)
-    return resolve(optimizer, defaults)
+    resolved = resolve(optimizer, defaults)
+    if method.name == "dpsgd-qgm" and optimizer.name is None and resolved.name != "sgd":
+        problem = "is the task's own, and dpsgd-qgm is another method with each optimizer"
+        remedy = 'set optimizer.name = "adam" or "sgd"'
+        raise ConfigError("optimizer.name", resolved.name, problem, remedy)
+    return resolved
 
 
 def build(settings: OptimizerSettings, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -203,6 +212,65 @@ def quasi_global_step(
             else:
                 update.mul_(momentum)
             parameter.add_(update, alpha=-lr)
+
+
+def gather_movement(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    movements: Sequence[Tensor],
+    betas: tuple[float, float],
+) -> None:
+    """Take the last movement of the averaged model into the moments of quasi-global Adam:
+
+        d <- d / (|d| + 1e-8)
+        m <- b1 m + (1 - b1) d
+        v <- b2 v + (1 - b2) d^2        element by element
+        t <- t + 1
+
+    d, one tensor for each parameter, is the movement over the rate; |d| is its Euclidean norm over
+    the whole model. m, v and t are kept where torch's Adam keeps its own, zero at first.
+    """
+    with torch.no_grad():
+        norms = torch.stack([torch.linalg.vector_norm(d) for d in movements])
+        norm = torch.linalg.vector_norm(norms) + EPSILON
+        for parameter, movement in zip(parameters, movements, strict=True):
+            d, state = movement / norm, optimizer.state[parameter]
+            if not state:
+                state["step"] = torch.zeros(())
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state["step"] += 1
+            state["exp_avg"].mul_(betas[0]).add_(d, alpha=1 - betas[0])
+            state["exp_avg_sq"].mul_(betas[1]).addcmul_(d, d, value=1 - betas[1])
+
+
+def quasi_global_adam_step(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> None:
+    """Add u = -lr m' / (sqrt(v') + 1e-8) to each parameter, where
+
+        m' = (b1 m + (1 - b1) g)   / (1 - b1^t)
+        v' = (b2 v + (1 - b2) g^2) / (1 - b2^t)
+
+    m, v and t are those of `gather_movement`, and only read. A parameter without gradient counts
+    as one with g = 0.
+    """
+    with torch.no_grad():
+        for parameter in parameters:
+            state, gradient = optimizer.state[parameter], parameter.grad
+            steps = float(state["step"])
+            first, second = state["exp_avg"] * betas[0], state["exp_avg_sq"] * betas[1]
+            if gradient is not None:
+                if weight_decay:
+                    gradient = gradient.add(parameter, alpha=weight_decay)
+                first.add_(gradient, alpha=1 - betas[0])
+                second.addcmul_(gradient, gradient, value=1 - betas[1])
+            scale = second.sqrt_().div_(math.sqrt(1 - betas[1] ** steps)).add_(EPSILON)
+            parameter.addcdiv_(first, scale, value=-lr / (1 - betas[0] ** steps))
 
 
 def _check(settings: OptimizerSettings, explicit: Mapping[str, Any]) -> None:

@@ -142,19 +142,21 @@ class Trainer(Learner):
         None means the run's own number of them, before which every step had as many. Each is asked
         for after the one before: see `settle`.
         `momentum` (laid out like the vector) takes the place of the optimizer's own momentum as
-        quasi-global momentum, and is not changed; the optimizer must be sgd then. Raises
-        ConfigError if it is not, if the model's tensors are no longer views into the vector, or
-        if the task's loss is not a scalar with a gradient.
+        quasi-global momentum, and is not changed. With adam it is the last movement of the averaged
+        model over the rate, which both moments gather once. Raises ConfigError if the optimizer is
+        another than sgd and adam, if the model's tensors are no longer views into the vector, or if
+        the task's loss is not a scalar with a gradient.
         """
         started = time.perf_counter()
         self.flat.check_views()
         lr = self.lr(step if at is None else at) * float(lr_scale)
         count = self.config.algorithm.local_steps
         draws = local_steps or range(step * count, (step + 1) * count)
+        momenta = None if momentum is None else self._quasi_global(momentum)
         before = None if self.movement is None else self.flat.vector.clone()
         try:
             with self._random if self.task.is_random else nullcontext():
-                losses = [self._local_step(draw, lr, momentum) for draw in draws]
+                losses = [self._local_step(draw, lr, momenta) for draw in draws]
             loss = float(losses[0] if len(losses) == 1 else torch.stack(losses).double().mean())
             if self.movement is not None and before is not None:
                 self.movement.release(before, self.flat.vector, step)
@@ -244,10 +246,10 @@ class Trainer(Learner):
         with self._random:  # is it one that generators take?
             pass
 
-    def _local_step(self, draw: int, lr: float, momentum: Tensor | None) -> Tensor:
+    def _local_step(self, draw: int, lr: float, momenta: Sequence[Tensor] | None) -> Tensor:
         batch = to_device(self.data.batch(self._order.indices(draw)), self.device)
         loss = self._gradients(batch)
-        if momentum is None:
+        if momenta is None:
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             with torch.no_grad():
@@ -256,7 +258,7 @@ class Trainer(Learner):
                 else:
                     self._mixed.step(self._optimizer, self._step)
         else:
-            self._quasi_global_step(lr, momentum)
+            self._quasi_global_step(lr, momenta)
         return loss
 
     def _gradients(self, batch: Any) -> Tensor:
@@ -287,13 +289,14 @@ class Trainer(Learner):
         mixed.backward(loss)
         return loss.detach()
 
-    def _quasi_global_step(self, lr: float, momentum: Tensor) -> None:
-        if self.settings.name != "sgd":
+    def _quasi_global(self, momentum: Tensor) -> Sequence[Tensor]:
+        """Quasi-global momentum by parameter; with adam, gathered."""
+        if self.settings.name == "adamw":
             raise ConfigError(
                 "optimizer.name",
                 self.settings.name,
                 "cannot be combined with quasi-global momentum",
-                "set it to sgd or choose another algorithm",
+                "set it to sgd or adam, or choose another algorithm",
             )
         if self.flat.local_parameters:
             raise ConfigError(
@@ -306,16 +309,21 @@ class Trainer(Learner):
             problem = "its scaled gradients do not go with quasi-global momentum"
             remedy = "set it to bfloat16, or choose another algorithm"
             raise ConfigError("optimizer.autocast", self.settings.autocast, problem, remedy)
-        chosen = self.config.algorithm.momentum
         specs = [spec for spec in self.flat.layout if spec.role == "parameter"]
         momenta = [self.flat.part(momentum, spec) for spec in specs]
-        optimizers.quasi_global_step(
-            self._parameters,
-            momenta,
-            lr,
-            QUASI_GLOBAL_MOMENTUM if chosen is None else chosen,
-            self.settings.weight_decay,
-        )
+        if self.settings.name == "adam":
+            betas = self.settings.betas
+            optimizers.gather_movement(self._optimizer, self._parameters, momenta, betas)
+        return momenta
+
+    def _quasi_global_step(self, lr: float, momenta: Sequence[Tensor]) -> None:
+        betas, decay = self.settings.betas, self.settings.weight_decay
+        if self.settings.name == "adam":
+            optimizers.quasi_global_adam_step(self._optimizer, self._parameters, lr, betas, decay)
+            return
+        chosen = self.config.algorithm.momentum
+        beta = QUASI_GLOBAL_MOMENTUM if chosen is None else chosen
+        optimizers.quasi_global_step(self._parameters, momenta, lr, beta, decay)
 
     def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         entries: dict[int, dict[str, Tensor]] = {}

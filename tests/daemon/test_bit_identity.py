@@ -100,6 +100,13 @@ RELAYING = {
         'data.forward=["peer-3"]',
         "faults.drop=0.2",
     ),
+    "quasi-global Adam, known losses": (
+        "algorithm.name=dpsgd-qgm",
+        "optimizer.name=adam",
+        "topology.graph=ring",
+        "algorithm.local_steps=2",
+        "faults.drop=0.2",
+    ),
     "noisy gradients": ("topology.graph=chain", "task.options={gradient_noise=1.0}"),
 }
 

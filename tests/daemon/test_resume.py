@@ -44,6 +44,10 @@ STOPPED = {
             "robust.clip=0.5",
         ),
     ),
+    "dpsgd-qgm, adam": (
+        signal.SIGTERM,
+        (*QUADRATICS, "algorithm.name=dpsgd-qgm", "optimizer.name=adam", "faults.drop=0.1"),
+    ),
     **{
         name: (signal.SIGTERM, (*QUADRATICS, f"algorithm.name={name}", "faults.drop=0.1"))
         for name in ("d2", "dpsgd-qgm", "gradient-tracking", "relaysgd-grad", "relaysum", "sgp")

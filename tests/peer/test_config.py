@@ -141,3 +141,40 @@ def test_a_method_that_holds_no_message_refuses_a_distance(name: str) -> None:
     config = parse("", (f"algorithm.name={name}", "robust.clip=0.5"))
     with pytest.raises(ConfigError, match=rf"robust.clip = 0.5: {name} does not .*relaysgd"):
         peer.config.build_algorithm(config)
+
+
+def adaptive(*overrides: str) -> RunConfig:
+    return parse("", ["algorithm.name=dpsgd-qgm", *overrides])
+
+
+def test_with_adam_the_moments_take_the_place_of_quasi_global_momentum() -> None:
+    """The method's own b is 0: its register is then what the moments are of."""
+    assert peer.config.algorithm_options(adaptive()) == {}
+    assert peer.config.algorithm_options(adaptive("optimizer.name=sgd")) == {}
+    assert peer.config.algorithm_options(adaptive("optimizer.name=adam")) == {"momentum": 0.0}
+    other = parse("", ["algorithm.name=dpsgd", "optimizer.name=adam"])
+    assert peer.config.algorithm_options(other) == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "words"),
+    [
+        (("optimizer.name=adamw",), "optimizer.name", "no form for it"),
+        (
+            ("optimizer.name=adam", "algorithm.momentum=0.9"),
+            "algorithm.momentum",
+            "are optimizer.betas",
+        ),
+        (
+            ("optimizer.name=adam", "algorithm.options.momentum=0.0"),
+            "algorithm.momentum",
+            "are optimizer.betas",
+        ),
+    ],
+)
+def test_what_makes_no_sense_with_an_optimizer_is_refused(
+    overrides: tuple[str, ...], field: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        peer.config.check_algorithm(adaptive(*overrides))
+    assert caught.value.field == field

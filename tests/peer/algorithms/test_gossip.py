@@ -53,17 +53,17 @@ class Case:
         ]
         return [sum(w * x[j] for j, w in row.items()) / sum(row.values()) for row in rows]
 
-    def swarm(self, name: str, **settings: object) -> ExactSwarm:
+    def swarm(self, name: str, b: F = B, steps: int = STEPS, **settings: object) -> ExactSwarm:
         def loses(sender: str, to: str, head: object) -> bool:
             return (getattr(head, "step", -1), int(sender[5:]), int(to[5:])) in self.lost
 
-        options = {"momentum": B} if name == "dpsgd-qgm" else {}
+        options = {"momentum": b} if name == "dpsgd-qgm" else {}
         vectors = [[(x,) for x in numbers] for numbers in (self.starts, self.targets)]
-        problem = replace(Problem(*vectors, LR, momentum=B), **settings)  # type: ignore[arg-type]
+        problem = replace(Problem(*vectors, LR, momentum=b), **settings)  # type: ignore[arg-type]
         return ExactSwarm(
             name,
             views(graph=self.graph, weights=self.weights),
-            Run(STEPS),
+            Run(steps),
             problem,
             options=options,
             world=World(LosingLink(loses)),
@@ -233,6 +233,17 @@ def test_quasi_global_momentum_by_hand() -> None:
     ).run()
     assert [body.vectors[M.name] for body in one_step.bodies] == [(F(-1, 50),), (F(39, 50),)]
     assert Options().momentum == 0.9
+
+
+@settings(max_examples=15)
+@given(cases())
+def test_without_momentum_the_register_is_the_last_movement_over_the_rate(case: Case) -> None:
+    """What Adam's moments are of (`peer.training`)."""
+    for steps in (1, STEPS):
+        swarm = case.swarm("dpsgd-qgm", b=F(0), steps=steps)
+        models = [case.starts, *trajectory_of(swarm)]
+        for i, body in enumerate(swarm.bodies):
+            assert body.vectors[M.name] == ((models[-2][i] - models[-1][i]) / LR,)
 
 
 def test_gradient_tracking_by_hand() -> None:

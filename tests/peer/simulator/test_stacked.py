@@ -29,6 +29,7 @@ options = {dimension = 5}
 graph = "chain"
 """
 DOUBLE = ('topology.graph="double-binary-trees"', 'topology.tree="double-binary-trees"')
+ADAPTIVE = ('algorithm.name="dpsgd-qgm"', 'topology.graph="ring"', 'optimizer.name="adam"')
 LOSSES = "faults.drop=0.2"
 PRODUCT = str(Path(learning.__file__).parents[1])
 
@@ -70,6 +71,8 @@ def assert_same(alone: RunOutcome, stacked: RunOutcome, tolerance: float) -> Non
         (('algorithm.name="d2"', 'topology.graph="ring"'), True),
         (('algorithm.name="gradient-tracking"', 'topology.graph="ring"'), True),
         (('algorithm.name="dpsgd-qgm"', 'topology.graph="ring"'), True),
+        ((*ADAPTIVE, "algorithm.local_steps=2"), True),
+        ((*ADAPTIVE, LOSSES), False),
         (('algorithm.name="sgp"', "peers=8"), True),
         (("algorithm.overlap=true",), False),
         (("algorithm.local_steps=3", "optimizer.relay_lr_correction=true"), True),
@@ -195,6 +198,8 @@ def test_the_same_events_are_told_and_evaluations_are_equal(stacked: Any) -> Non
         (('algorithm.fallback="counts"', "algorithm.local_steps=2"), True),
         (('algorithm.name="d2"', 'topology.graph="ring"', "algorithm.momentum=0.9"), True),
         (('algorithm.name="dpsgd-qgm"', 'topology.graph="star"'), True),
+        ((*ADAPTIVE, "algorithm.local_steps=2"), True),
+        ((*ADAPTIVE, LOSSES), False),
         (('algorithm.name="gradient-tracking"', 'topology.graph="ring"'), True),
         (('algorithm.name="sgp"', "peers=8"), True),
         (("task.options.gradient_noise=0.5",), True),

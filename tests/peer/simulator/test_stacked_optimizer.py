@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from peer.simulator.stacked_optimizer import StackedOptimizer
-from peer.training.optimizer import OptimizerSettings, build, quasi_global_step, resolve
+from peer.training.optimizer import (
+    OptimizerSettings,
+    build,
+    gather_movement,
+    quasi_global_adam_step,
+    quasi_global_step,
+    resolve,
+)
 from relayswarm.config import OptimizerConfig
 
 PEERS, SIZE = 3, 4
@@ -83,3 +90,29 @@ def test_quasi_global_momentum_is_read_and_left_alone() -> None:
     )
     torch.testing.assert_close(stacked, torch.stack([p.detach() for p in alone]))
     assert torch.equal(momenta, kept)
+
+
+def test_quasi_global_adam_is_that_of_separate_optimizers() -> None:
+    """Two local steps each time, by all peers and by some."""
+    adam = settings(name="adam", weight_decay=0.1, betas=(0.8, 0.95))
+    generator = torch.Generator().manual_seed(1)
+    models = torch.randn(PEERS, SIZE, generator=generator, dtype=torch.float64)
+    alone = [torch.nn.Parameter(row.clone()) for row in models]
+    optimizers = [build(adam, [parameter]) for parameter in alone]
+    stacked = StackedOptimizer(adam, PEERS, models[0])
+    for peers in ([0, 1, 2], [0, 2], [1], [0, 1, 2]):
+        chosen = None if len(peers) == PEERS else torch.tensor(peers)
+        movements = torch.randn(len(peers), SIZE, generator=generator, dtype=torch.float64)
+        stacked.gather_movements(movements, chosen)
+        for k, movement in zip(peers, movements, strict=True):
+            gather_movement(optimizers[k], [alone[k]], [movement], adam.betas)
+        for _ in range(2):
+            gradients = torch.randn(len(peers), SIZE, generator=generator, dtype=torch.float64)
+            part = models[peers]
+            stacked.quasi_global_adam_step(part, gradients, 0.1, chosen)
+            models[peers] = part
+            for k, gradient in zip(peers, gradients, strict=True):
+                alone[k].grad = gradient
+                quasi_global_adam_step(optimizers[k], [alone[k]], 0.1, adam.betas, 0.1)
+    expected = torch.stack([parameter.detach() for parameter in alone])
+    torch.testing.assert_close(models, expected, rtol=1e-12, atol=1e-12)

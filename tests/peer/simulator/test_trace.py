@@ -222,6 +222,30 @@ def dpsgd_qgm(w: Array, local: Local, drops: Array, beta: float) -> Array:
     return np.stack(models)
 
 
+def dpsgd_qgm_adam(w: Array, local: Local, drops: Array, decay: float = 0.0) -> Array:
+    """QG-DAdam of Lin et al.: gather after the exchange, the local step only reads."""
+    x, m, v = local.start(), np.zeros((local.n, D)), np.zeros((local.n, D))
+    models = [x]
+    for t in range(T):
+        half = x.copy()
+        for i in range(local.n):
+            for _ in range(local.steps):
+                g = local.gradient(i, half[i]) + decay * half[i]
+                m_hat = (0.9 * m[i] + 0.1 * g) / (1 - 0.9 ** (t + 1))
+                v_hat = (0.999 * v[i] + 0.001 * g * g) / (1 - 0.999 ** (t + 1))
+                half[i] = half[i] - local.rates[t] * m_hat / (np.sqrt(v_hat) + 1e-8)
+        new = rows(w, drops[t]) @ half
+        if local.rates[t]:
+            d = (x - new) / local.rates[t]
+            d /= np.linalg.norm(d, axis=1, keepdims=True) + 1e-8
+        else:
+            d = np.zeros_like(x)
+        m, v = 0.9 * m + 0.1 * d, 0.999 * v + 0.001 * d * d
+        x = new
+        models.append(x)
+    return np.stack(models)
+
+
 def d2(w: Array, local: Local, drops: Array) -> Array:
     x, c = local.start(), np.zeros((local.n, D))
     models = [x]
@@ -450,6 +474,25 @@ def test_gossip(traced, settings, w, share: float) -> None:
     close(found, gradient_tracking(w, Local(), drops))
     found = traced("dpsgd-qgm", *settings, "algorithm.momentum=0.7", **options)
     close(found, dpsgd_qgm(w, Local(), drops, 0.7))
+
+
+ADAM = "optimizer.name=adam"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_quasi_global_adam(traced, share: float) -> None:
+    drops, w = losses(share=share), metropolis(RING)
+    found = traced("dpsgd-qgm", ADAM, edges=RING, drops=drops)
+    close(found, dpsgd_qgm_adam(w, Local(), drops))
+    settings = ("algorithm.local_steps=2", "optimizer.weight_decay=0.1")
+    found = traced("dpsgd-qgm", ADAM, *settings, edges=RING, drops=drops)
+    close(found, dpsgd_qgm_adam(w, Local(steps=2), drops, 0.1))
+
+
+def test_quasi_global_adam_at_rates_that_change_and_are_zero_at_times(traced) -> None:
+    rates = [LR * (t % 4) / (1 + t) for t in range(T)]
+    found = traced("dpsgd-qgm", ADAM, edges=CHAIN, lr=np.array(rates))
+    close(found, dpsgd_qgm_adam(metropolis(CHAIN), Local(rates=rates), none_lost()))
 
 
 def test_metropolis_weights_of_unequal_degrees(traced) -> None:

@@ -140,9 +140,9 @@ BAD_SETTINGS = {
     ),
     "momentum of another optimizer": (
         "dpsgd-qgm",
-        ("optimizer.name=adam",),
+        ("optimizer.name=adamw",),
         "optimizer.name",
-        "quasi-global",
+        "no form for it",
     ),
     "wrong rounds": (
         "sgp",

@@ -1,9 +1,17 @@
 """Optimizers from config and task, and the quasi-global step."""
 
+import math
+
 import pytest
 import torch
 
-from peer.training.optimizer import build, quasi_global_step, resolve
+from peer.training.optimizer import (
+    build,
+    gather_movement,
+    quasi_global_adam_step,
+    quasi_global_step,
+    resolve,
+)
 from relayswarm.config import OptimizerConfig
 from relayswarm.errors import ConfigError
 
@@ -146,3 +154,68 @@ class TestQuasiGlobalStep:
         x = torch.nn.Parameter(torch.tensor([1.0]))
         quasi_global_step([x], [torch.tensor([4.0])], lr=0.5, momentum=0.5, weight_decay=0.0)
         assert x.tolist() == [1 - 0.5 * 0.25 * 4]
+
+
+class TestQuasiGlobalAdam:
+    BETAS = (0.5, 0.75)
+
+    def adam(self, *values: list[float]) -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
+        parameters = [torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in values]
+        return build(settled(name="adam"), parameters), parameters
+
+    def gather(self, optimizer, parameters, *movements: list[float]) -> None:
+        tensors = [torch.tensor(d, dtype=torch.float64) for d in movements]
+        gather_movement(optimizer, parameters, tensors, self.BETAS)
+
+    def moments(self, optimizer, parameter) -> tuple[list[float], list[float], float]:
+        state = optimizer.state[parameter]
+        return state["exp_avg"].tolist(), state["exp_avg_sq"].tolist(), float(state["step"])
+
+    def test_moments_are_of_the_movement_over_its_norm_in_the_whole_model(self) -> None:
+        optimizer, (x, y) = self.adam([0.0, 0.0], [0.0])
+        self.gather(optimizer, [x, y], [4.0, 0.0], [-3.0])  # of norm 5
+        assert self.moments(optimizer, x) == (
+            pytest.approx([0.5 * 0.8, 0]),
+            pytest.approx([0.25 * 0.64, 0]),
+            1,
+        )
+        self.gather(optimizer, [x, y], [0.0, 0.0], [200.0])
+        assert self.moments(optimizer, y) == (
+            pytest.approx([0.5 * 0.5 * -0.6 + 0.5]),
+            pytest.approx([0.75 * 0.25 * 0.36 + 0.25]),
+            2,
+        )
+
+    def test_no_movement_counts_and_is_no_number(self) -> None:
+        optimizer, (x,) = self.adam([1.0])
+        self.gather(optimizer, [x], [0.0])
+        assert self.moments(optimizer, x) == ([0], [0], 1)
+
+    def test_a_step_is_adam_s_from_moments_that_it_leaves_alone(self) -> None:
+        optimizer, (x,) = self.adam([2.0])
+        self.gather(optimizer, [x], [1.0])  # d = 1: m = 1/2, v = 1/4
+        self.gather(optimizer, [x], [-1.0])  # d = -1: m = -1/4, v = 7/16
+        kept = self.moments(optimizer, x)
+        x.grad = torch.tensor([3.0], dtype=torch.float64)
+        m, v = 0.5 * -0.25 + 0.5 * 3.5, 0.75 * 7 / 16 + 0.25 * 3.5**2  # decayed: 3 + 2/4
+        expected = 2 - 0.1 * (m / (1 - 0.5**2)) / (math.sqrt(v / (1 - 0.75**2)) + 1e-8)
+        quasi_global_adam_step(optimizer, [x], 0.1, self.BETAS, weight_decay=0.25)
+        assert x.tolist() == pytest.approx([expected], rel=1e-7)
+        assert self.moments(optimizer, x) == kept
+        assert x.grad.tolist() == [3]
+
+    def test_a_parameter_without_gradient_moves_by_its_moments_alone(self) -> None:
+        optimizer, (x,) = self.adam([2.0])
+        self.gather(optimizer, [x], [1.0])
+        quasi_global_adam_step(optimizer, [x], 0.1, self.BETAS, weight_decay=0.25)
+        m, v = 0.5 * 0.5 / (1 - 0.5), 0.75 * 0.25 / (1 - 0.75)
+        assert x.tolist() == pytest.approx([2 - 0.1 * m / math.sqrt(v)], rel=1e-7)
+
+    def test_without_any_movement_it_is_adam_s_first_step(self) -> None:
+        optimizer, (x,) = self.adam([2.0, -1.0])
+        plain = torch.nn.Parameter(x.detach().clone())
+        x.grad, plain.grad = x.detach().cos(), plain.detach().cos()
+        gather_movement(optimizer, [x], [torch.zeros_like(x)], (0.9, 0.999))
+        quasi_global_adam_step(optimizer, [x], 1e-3, (0.9, 0.999), weight_decay=0.0)
+        build(settled(name="adam"), [plain]).step()
+        assert torch.allclose(x, plain, rtol=1e-12)

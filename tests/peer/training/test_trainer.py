@@ -209,13 +209,41 @@ class TestMomentum:
         assert quadratic(rate, "algorithm.name=d2", "algorithm.momentum=0").settings.momentum == 0
 
     def test_is_refused_with_another_optimizer(self) -> None:
-        trainer = quadratic("optimizer.name=adam")
+        trainer = quadratic("optimizer.name=adamw")
         with pytest.raises(ConfigError, match="quasi-global") as caught:
             trainer.train(0, momentum=torch.zeros(10, dtype=torch.float64))
         assert caught.value.field == "optimizer.name"
 
-    def test_buffers_take_no_part(self, rig) -> None:
-        one, other = rig.trainer(), rig.trainer()
+    def test_of_an_optimizer_that_only_the_task_names_is_refused(self, rig) -> None:
+        class Adaptive(rig.Task):
+            def optimizer_defaults(self):
+                return {"name": "adam"}
+
+        with pytest.raises(ConfigError, match="another method with each optimizer") as caught:
+            rig.trainer("algorithm.name=dpsgd-qgm", task=Adaptive())
+        assert caught.value.field == "optimizer.name"
+        for name in ("adam", "sgd"):
+            settings = ("algorithm.name=dpsgd-qgm", f"optimizer.name={name}")
+            assert rig.trainer(*settings, task=Adaptive()).settings.name == name
+
+    def test_adam_gathers_it_once_for_all_local_steps(self) -> None:
+        trainer = quadratic("optimizer.name=adam", "optimizer.lr=0.25", "algorithm.local_steps=2")
+        a, b = trainer.data.batch(torch.arange(1))
+        m = v = x = torch.zeros(10, dtype=torch.float64)
+        for step, d in enumerate([torch.zeros_like(x), torch.arange(10.0).double(), x + 3]):
+            trainer.train(step, momentum=d)
+            d = d / (d.norm() + 1e-8)
+            m, v = 0.9 * m + 0.1 * d, 0.999 * v + 0.001 * d**2
+            for _ in range(2):
+                g = 2 * a.T @ (a @ x + b)
+                first = (0.9 * m + 0.1 * g) / (1 - 0.9 ** (step + 1))
+                second = (0.999 * v + 0.001 * g**2) / (1 - 0.999 ** (step + 1))
+                x = x - 0.25 * first / (second.sqrt() + 1e-8)
+        assert torch.allclose(trainer.flat.vector, x, rtol=1e-12)
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+    def test_buffers_take_no_part(self, rig, optimizer: str) -> None:
+        one, other = (rig.trainer(f"optimizer.name={optimizer}") for _ in range(2))
         end = one.flat.parameters_end
         m = torch.zeros_like(one.flat.vector)
         one.train(0, momentum=m)
@@ -281,6 +309,19 @@ class TestState:
         assert torch.equal(resumed.flat.vector, original.flat.vector)
         tracked = [t.flat.module[1].num_batches_tracked.item() for t in (original, resumed)]
         assert tracked == [16, 16]
+
+    def test_moments_of_the_average_s_movement_are_in_it(self, rig) -> None:
+        """Quasi-global Adam: what the last steps gathered is nowhere else."""
+        settings = ("algorithm.name=dpsgd-qgm", "optimizer.name=adam")
+        original, resumed = rig.trainer(*settings), rig.trainer(*settings)
+        movements = torch.randn(8, len(original.flat.vector))
+        for step in range(4):
+            original.train(step, momentum=movements[step])
+        resumed.load_state(original.state())
+        for step in range(4, 8):
+            for trainer in (original, resumed):
+                trainer.train(step, momentum=movements[step])
+        assert torch.equal(resumed.flat.vector, original.flat.vector)
 
     def test_is_a_copy(self, rig) -> None:
         trainer = rig.trainer()
