@@ -112,7 +112,7 @@ SEQUENTIAL = Cell("allreduce", "chain", epochs=4, peers=1)
 def config_of(cell: Cell, rate: float, seed: int, *, validation: bool = False) -> RunConfig:
     """The run; `validation`: models are measured on samples held back, not on the test set."""
     algorithm: dict[str, Any] = {"name": cell.method, "local_steps": cell.local_steps}
-    if cell.method == "dpsgd-qgm":
+    if cell.method == "dpsgd-qgm" and cell.task != "ag-news":
         algorithm["momentum"] = MOMENTUM
     if cell.lattice:
         algorithm["quantize"] = "lattice"

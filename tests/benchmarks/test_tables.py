@@ -16,6 +16,7 @@ from benchmarks.tables import cells, page, tuning, work
 from benchmarks.tables.catalogue import TABLES, Line, Table
 from benchmarks.tables.cells import SEQUENTIAL, TREES, Cell, config_of
 from benchmarks.tables.store import Store
+from peer.config import check_algorithm
 
 ROOT = Path(__file__).parents[2]
 CELL = Cell("relaysgd", TREES, True, 0.1, epochs=3, peers=4)
@@ -120,12 +121,13 @@ def test_a_run_of_a_figure_is_measured_on_the_way(
     assert work.run(cell, 0.05, 0, data)[1] == []
 
 
-def test_texts_are_learnt_with_adam(data: Path) -> None:
+@pytest.mark.parametrize(("method", "topology"), [("relaysgd", "chain"), ("dpsgd-qgm", "ring")])
+def test_texts_are_learnt_with_adam(data: Path, method: cells.Method, topology: str) -> None:
     """The class is the first word."""
     for name, size in (("train.csv", 700), ("test.csv", 60)):
         lines = (f"{k % 4 + 1},word{k % 4} is news number {k}" for k in range(size))
         (data / name).write_text("\n".join(lines) + "\n")
-    cell = Cell("relaysgd", "chain", alpha=1.0, epochs=4, peers=4, task="ag-news")
+    cell = Cell(method, topology, alpha=1.0, epochs=4, peers=4, task="ag-news")
     config = config_of(cell, 0.01, 0)
     assert (config.optimizer.name, config.optimizer.schedule) == ("adam", "constant")
     assert cell.steps == 20
@@ -143,7 +145,7 @@ def test_every_cell_of_every_table_is_a_config_of_its_own() -> None:
     every = [cell for table in TABLES.values() for cell in table.cells]
     assert len({cell.key for cell in every}) == len(set(every))
     for cell in every:
-        config_of(cell, 0.1, 0)
+        check_algorithm(config_of(cell, 0.1, 0))
 
 
 def test_committed_rates_are_the_best_of_their_trials() -> None:
