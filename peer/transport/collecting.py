@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import grpc
@@ -163,6 +163,24 @@ class _Line:
         return None
 
 
+class _Closable(Iterator[bytes]):
+    """A generator that a thread of gRPC's draws from while it can send, and another one closes once
+    it cannot: what was under way in it ends there and then."""
+
+    def __init__(self, generator: Generator[bytes, None, None]) -> None:
+        self._generator = generator
+        self._turn = threading.Lock()  # one that is running cannot be closed
+
+    def __next__(self) -> bytes:
+        with self._turn:
+            return next(self._generator)
+
+    def close(self) -> None:
+        """Draw no more."""
+        with self._turn:
+            self._generator.close()
+
+
 class _Call:
     """A neighbour's calls on one stream: messages, or one exchange in which it is the initiator."""
 
@@ -228,11 +246,10 @@ class _Call:
         ended = threading.Event()
         if not self._stream.add_callback(ended.set):
             ended.set()
-        responses = self._responses(first)
+        responses = _Closable(self._responses(first))
         self._outgoing.put(responses)
         ended.wait()
-        with suppress(ValueError):  # it is running, and about to notice the end by itself
-            responses.close()
+        responses.close()
 
     def _responses(self, first: Part) -> Generator[bytes, None, None]:
         parts = iter([first])

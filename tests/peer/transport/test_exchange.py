@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import gc
 import queue
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,6 +25,7 @@ from peer.transport.client import Exchanges
 from peer.transport.visits import MOST, Visit, Visits
 from relayswarm.config import FaultsConfig
 from relayswarm.peer.v1 import peer_pb2 as pb
+from tests.peer.transport.conftest import PATIENCE_S
 
 LARGE = 600_000  # elements of float32: three chunks
 LATTICE = LatticeSetting(8)
@@ -207,6 +210,42 @@ def test_an_initiator_that_hangs_up_leaves_an_offer_broken(pair: Pair) -> None:
     pair.initiator.outbox.cancel("partner", offer)
     assert pair.partner.handler.wait("broken") == [(offer,)]
     assert pair.initiator.handler.wait("broken") == [(offer,)], "its own"
+
+
+class Gate(threading.Event):
+    """Knows whether somebody has come to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_reached = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.is_reached.set()
+        return super().wait(timeout)
+
+
+def test_a_reply_that_is_cut_off_while_it_is_read_is_reported(tools: Any) -> None:
+    """There and then, whoever was reading it, and not once somebody collects garbage."""
+    pair, gate = Pair(tools, LARGE), Gate()
+    offer = pair.offer()
+    pair.partner.handler.wait("received")
+    outgoing = tools.Outgoing(pair.partner.shared, gate=gate)
+    reply = replace(offer, sender="partner", kind=Kind.REPLY)
+    visit = pair.partner.visits.of("initiator", reply)
+    assert visit is not None
+    gc.disable()
+    try:
+        pair.partner.outbox.send("initiator", reply, outgoing)
+        assert gate.is_reached.wait(PATIENCE_S)
+        pair.initiator.outbox.cancel("partner", offer)
+        with visit._changed:
+            assert visit._changed.wait_for(lambda: visit.is_over, PATIENCE_S)
+        gate.set()
+        assert pair.partner.reports.wait("sent") == [("initiator", reply, None)]
+    finally:
+        gc.enable()
+    assert pair.partner.handler.wait("broken") == [(offer,)]
+    assert outgoing.closed == 1
 
 
 def test_a_reply_that_comes_too_late_is_not_sent(pair: Pair) -> None:
