@@ -65,9 +65,10 @@ class Collected:
                 if self._over or self._parts is not parts:  # its answer is in
                     break
                 yield part
-            if self._parts is parts:
-                break
-        self._is_complete = True
+            else:
+                if self._parts is parts:
+                    self._is_complete = True
+                    return
 
     def _next_call(self) -> Iterator[bytes] | None:
         with self._changed:
@@ -109,8 +110,8 @@ class Collected:
 
     def cut(self) -> None:
         """Break it off, wherever it is."""
+        self._cancel()  # first: the thread that serves it would end it in order
         self.end()
-        self._cancel()
 
 
 class Collectors:
@@ -186,6 +187,7 @@ class Collectors:
     def _lose(self, peer: PeerId) -> None:
         if peer in self._given_up_at:
             self._given_up_at[peer] = time.monotonic() + LOST_S
+            self._changed.notify_all()
 
     def lost(self, peer: PeerId) -> None:
         """A call to that neighbour broke."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,8 +19,9 @@ import pytest
 import torch
 
 from peer.algorithms.core import Verdict
+from peer.transport import collectors as collectors_module
 from peer.transport.collecting import Collecting
-from peer.transport.collectors import KEPT, BrokenError, CollectedWay, Collectors
+from peer.transport.collectors import KEPT, BrokenError, Collected, CollectedWay, Collectors
 from peer.transport.visits import Visits
 from relayswarm.net.gate import Denial
 from relayswarm.net.security import Security
@@ -255,6 +257,64 @@ def test_a_call_that_is_given_up_tells_nothing_of_the_neighbour() -> None:
         with pytest.raises(BrokenError) as caught:
             result.result(PATIENCE_S)
     assert caught.value.code() is grpc.StatusCode.CANCELLED
+
+
+def test_a_stream_is_cancelled_before_its_thread_hears_of_it() -> None:
+    """The thread would end it in order, which the neighbour takes for nonsense in mid-message."""
+    could_begin = []
+    collector = pb.Collector(peer_id="peer", incarnation=LIFE)
+    stream = Collected(collector, iter(()), lambda: could_begin.append(stream.begin(iter(()))))
+    stream.cut()
+    assert could_begin == [True]
+    assert not stream.begin(iter(())), "it is over"
+
+
+def test_a_stream_that_broke_while_it_sent_has_not_come_to_its_end() -> None:
+    """Else the exchange on it would be over as if nothing more were to come, without an outage."""
+    collectors, over = Collectors(), []
+    context = Mock(grpc.ServicerContext)
+    context.add_callback.side_effect = lambda callback: over.append(callback) or True
+
+    def offer() -> Iterator[bytes]:
+        yield b"header"
+        over[0]()  # says gRPC, before anybody has read that the stream is cut off
+        yield b"chunk"
+
+    def requests() -> Iterator[bytes]:
+        assert list(stream.parts()) == [b"header"]
+        raise RuntimeError("the neighbour has gone")
+        yield b""
+
+    collectors.expect({"peer": LIFE})
+    stream: Any = collectors.open(
+        pb.Collector(peer_id="peer", incarnation=LIFE), requests(), context
+    )
+    with pytest.raises(BrokenError) as caught:
+        next(CollectedWay(collectors, "peer").exchange(offer()))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_who_waits_for_a_stream_hears_that_another_one_broke(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is not waited for as long as for a first one."""
+    monkeypatch.setattr(collectors_module, "FIRST_S", PATIENCE_S)
+    monkeypatch.setattr(collectors_module, "LOST_S", 0.0)
+    collectors, waits = Collectors(), threading.Event()
+    collectors.expect({"peer": LIFE})
+
+    def is_wanted() -> bool:
+        waits.set()  # with the lock, which is only released to wait
+        return True
+
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(collectors.wait, "peer", is_wanted)
+        assert waits.wait(PATIENCE_S)
+        began = time.monotonic()
+        collectors.lost("peer")
+        with pytest.raises(BrokenError):
+            result.result(PATIENCE_S)
+    assert time.monotonic() - began < PATIENCE_S / 2
 
 
 def test_who_is_no_neighbour_any_more_is_not_served(sender: Sender) -> None:
