@@ -20,7 +20,7 @@ from peer.algorithms.core import Head, Kind, Verdict
 from peer.transport.contract import Contract, Handler, Reports
 from peer.transport.intake import Answer, Intake, Part, answer_in, next_header
 from peer.transport.letter import Letter
-from peer.transport.link import NoLinkError, call_on
+from peer.transport.link import NoLinkError, Way, call_on
 from peer.transport.requests import Requests
 from peer.transport.sender import Sender, retry_s
 from peer.transport.wire import MalformedError, parse_part, verdict_of
@@ -125,16 +125,17 @@ class _Call:
     def make(self) -> None:
         """Go through with it, in as many tries as it takes."""
         while self._may_begin():
+            link = self.sender.link
             try:
-                wait_s = self._place()
+                wait_s = self._place(link)
             except _Ended:
                 self._awaits_reply = False
                 return
-            except NoLinkError:
-                self.sender.ended(grpc.StatusCode.UNAVAILABLE)
+            except NoLinkError as error:
+                self.sender.ended(error.code, link)
                 return
             except grpc.RpcError as error:
-                self.sender.ended(error.code())
+                self.sender.ended(error.code(), link)
                 return
             except MalformedError as error:
                 log.warning("%s sends nonsense in an exchange: %s", self.sender.peer, error)
@@ -168,10 +169,10 @@ class _Call:
                 self._changed.wait(wait_s)
         return False
 
-    def _place(self) -> float | None:
+    def _place(self, link: Way | None) -> float | None:
         """One call. Returns after how many seconds to try again, if that may help."""
         outgoing = Requests(self._reports)
-        stream = call_on(self.sender.link, lambda link: link.exchange(outgoing))
+        stream = call_on(link, lambda link: link.exchange(outgoing))
         with self._changed:
             self._stream = stream
             if self._cancelled:
@@ -180,7 +181,7 @@ class _Call:
             wait_s = self._converse(iter(stream), outgoing)
         finally:
             outgoing.end()
-        self.sender.ended(grpc.StatusCode.OK)
+        self.sender.ended(grpc.StatusCode.OK, link)
         return wait_s
 
     def _converse(self, responses: Iterator[bytes], outgoing: Requests) -> float | None:

@@ -102,10 +102,10 @@ class Sender:
         with self._changed:
             return self._link
 
-    def ended(self, code: grpc.StatusCode) -> None:
-        """A call to the peer ended with this status: can it be reached?"""
+    def ended(self, code: grpc.StatusCode, link: Way | None) -> None:
+        """A call on that link ended with this status: can the peer be reached?"""
         if code in _UNREACHABLE:
-            self._missed()
+            self._missed(link)
         elif code is not grpc.StatusCode.CANCELLED:
             self._reached()
         if code not in _PASSING and code is not grpc.StatusCode.OK:
@@ -185,13 +185,13 @@ class Sender:
             try:
                 response = self._exchange(letter, link)
             except grpc.RpcError as error:
-                self._failed(letter, error.code())
+                self._failed(letter, error.code(), link)
             except UnrecordedError:
                 self._finish(letter, None)
-            except (grpc.FutureCancelledError, NoLinkError):
-                cut_off = link is not None
-                code = grpc.StatusCode.CANCELLED if cut_off else grpc.StatusCode.UNAVAILABLE
-                self._failed(letter, code)
+            except grpc.FutureCancelledError:
+                self._failed(letter, grpc.StatusCode.CANCELLED, link)
+            except NoLinkError as error:
+                self._failed(letter, error.code, link)
             else:
                 self._answered(letter, response)
 
@@ -218,7 +218,7 @@ class Sender:
             call_on(link, lambda link: link.probe(PROBE_AFTER_S))
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                self._missed()
+                self._missed(link)
         except NoLinkError:
             pass
         else:
@@ -259,8 +259,8 @@ class Sender:
                 self._forecast.answered(letter.head, response.max_distances)
             self._finish(letter, verdict)
 
-    def _failed(self, letter: Letter, code: grpc.StatusCode) -> None:
-        self.ended(code)
+    def _failed(self, letter: Letter, code: grpc.StatusCode, link: Way | None) -> None:
+        self.ended(code, link)
         if code in _PASSING:
             wait_s = FIRST_BACKOFF_S * growth(letter.attempt)
             self._again(letter, min(wait_s, LONGEST_BACKOFF_S), code.name)
@@ -271,8 +271,10 @@ class Sender:
         with self._changed:
             self._down, self._backoff_s = False, FIRST_BACKOFF_S
 
-    def _missed(self) -> None:
+    def _missed(self, link: Way | None) -> None:
         with self._changed:
+            if self._closed or link is not self._link:
+                return  # the peer is elsewhere by now, or nobody's business any more
             news, self._down = not self._down, True
             self._not_before = time.monotonic() + self._backoff_s
             self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)

@@ -277,6 +277,17 @@ def test_a_call_to_the_unreachable_is_given_up_at_once(pair: Pair) -> None:
     assert not pair.initiator.handler.of("broken")
 
 
+def test_a_link_that_is_closed_at_that_moment_is_no_outage(pair: Pair) -> None:
+    """The partner has moved, and the call is made on the link to where it was."""
+    sender = pair.initiator.outbox._sender("partner")
+    assert sender is not None
+    assert sender.link is not None
+    sender.link.close()
+    offer = pair.offer()
+    assert pair.initiator.reports.wait("sent") == [("partner", offer, None)]
+    assert not pair.initiator.reports.of("unreachable")
+
+
 def test_a_partner_that_gives_up_breaks_the_call_off(pair: Pair) -> None:
     offer = pair.offer()
     pair.partner.handler.wait("received")

@@ -1,6 +1,7 @@
 """Sending to one neighbour: tries again, newer messages before older ones, outages."""
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.algorithms.core import Head, Verdict
+from peer.codec.edges import Forecast
 from peer.transport import sender as sender_module
-from peer.transport.sender import BACKLOG, RETRY_GROWTH_LIMIT, growth
+from peer.transport.collectors import BrokenError
+from peer.transport.letter import Letter
+from peer.transport.sender import BACKLOG, RETRY_GROWTH_LIMIT, Sender, growth
+from relayswarm.peer.v1 import peer_pb2 as pb
+from tests.peer.transport.conftest import PATIENCE_S
 
 LARGE = 600_000  # elements of float32: three chunks
 
@@ -214,6 +220,56 @@ def test_a_stream_follows_a_peer_that_moves(tools: Any, elements: int) -> None:
     assert swarm.reports.wait("sent") == [("peer", head, Verdict.ACCEPTED)]
     assert len(new.of("received")) == 1
     stuck.set()
+
+
+class SlowWay:
+    """Answers a message once it is told to, with success or an error."""
+
+    send_whole = None
+
+    def __init__(self, address: str) -> None:
+        self.address, self.begun, self.end = address, threading.Event(), threading.Event()
+        self.error: Exception | None = None
+
+    def send(self, parts: Iterator[bytes]) -> "SlowWay":
+        list(parts)
+        self.begun.set()
+        return self
+
+    def result(self) -> pb.RelayResponse:
+        assert self.end.wait(PATIENCE_S)
+        if self.error:
+            raise self.error
+        return pb.RelayResponse(verdict=pb.VERDICT_ACCEPTED)
+
+    def cancel(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("way", ["dialled"], indirect=True)
+@pytest.mark.parametrize("leaves", [False, True], ids=["moved", "left"])
+def test_what_an_old_address_does_not_answer_is_no_outage(tools: Any, leaves: bool) -> None:
+    """It is noticed late, perhaps after the peer has come back elsewhere, or has been let go."""
+    ways = {address: SlowWay(address) for address in ("old", "new")}
+    ways["old"].error = BrokenError(grpc.StatusCode.UNAVAILABLE)
+    reports, contract = tools.Reports(), tools.contract()
+    sender = Sender("peer", reports, ways.__getitem__, Forecast(None, 0, "peer"))
+    sender.move("old")
+    head = tools.head()
+    sender.post(Letter(head, contract, tools.Outgoing(torch.ones(1000))))
+    assert ways["old"].begun.wait(PATIENCE_S)
+    if leaves:
+        sender.stop()
+    else:
+        sender.move("new")
+    ways["old"].end.set()
+    ways["new"].end.set()
+    verdict = None if leaves else Verdict.ACCEPTED
+    assert reports.wait("sent") == [("peer", head, verdict)]
+    sender.stop()
+    sender.join()
+    assert not reports.of("unreachable")
 
 
 def test_messages_to_a_peer_that_left_are_given_up(tools: Any) -> None:
