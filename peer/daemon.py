@@ -411,17 +411,20 @@ class Daemon:
         self.metrics.received.inc()
         device = self.trainer.device
         messages = tuple(Message(head, k, vector.to(device)) for k, vector in enumerate(vectors))
+        return self._take(head, Received(head, messages))
+
+    def lost(self, head: Head) -> Verdict:
+        if head.kind is not Kind.METRIC:
+            return self._take(head, Gone(head.sender, head))
+        self.swarm.received(head, {})
+        return Verdict.ACCEPTED
+
+    def _take(self, head: Head, event: Event) -> Verdict:
         with self._guard:  # so that `run` either sees a call, or has it refused here
             if self._finished and head.kind is Kind.OFFER:
                 return Verdict.STALE_STEP
-            self.post(Received(head, messages))
+            self.post(event)
         return Verdict.ACCEPTED
-
-    def lost(self, head: Head) -> None:
-        if head.kind is Kind.METRIC:
-            self.swarm.received(head, {})
-        else:
-            self.post(Gone(head.sender, head))
 
     def broken(self, head: Head) -> None:
         if head.kind is not Kind.METRIC:  # it comes again, or is missed in silence

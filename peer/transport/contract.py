@@ -140,8 +140,8 @@ class Handler(Protocol):
         the CPU and must not be written to. Its memory is used again once no tensor shares it.
         """
 
-    def lost(self, head: Head) -> None:
-        """The sender announced that this message is lost."""
+    def lost(self, head: Head) -> Verdict:
+        """The sender announced that this message is lost. May be refused, as it would have been."""
 
     def broken(self, head: Head) -> None:
         """A message that was admitted did not come whole, or was damaged. It may come again.

@@ -69,8 +69,10 @@ class Intake:
         """Take memory for a message that was admitted. An `Answer` is its end: no payload is
         wanted."""
         if message.head.lost:
-            self.handler.lost(message.head)
-            return Answer(Verdict.ACCEPTED)
+            verdict = self.handler.lost(message.head)
+            if verdict is not Verdict.ACCEPTED:
+                self.handler.refused(verdict, message.head)
+            return Answer(verdict)
         assembly = self._assembly(message)
         if isinstance(assembly, Verdict):
             self.handler.refused(assembly, message.head)

@@ -75,8 +75,9 @@ class Handler:
             assert bool(torch.isfinite(vector).all()), "would be averaged"
         return Verdict.ACCEPTED
 
-    def lost(self, head: Head) -> None:  # noqa: ARG002
+    def lost(self, head: Head) -> Verdict:  # noqa: ARG002
         self.ended += 1
+        return Verdict.ACCEPTED
 
     def broken(self, head: Head) -> None:  # noqa: ARG002
         self.ended += 1
@@ -163,11 +164,11 @@ class Partner(Handler):
         self.replies += visit.reply(Letter(reply, self._contract, model), self)
         return super().received(head, vectors)
 
-    def lost(self, head: Head) -> None:
-        super().lost(head)
+    def lost(self, head: Head) -> Verdict:
         visit = self.visits.of(head.sender, head)
         assert visit is not None
         visit.end()
+        return super().lost(head)
 
     def sent(self, to: str, head: Head, verdict: Verdict | None) -> None:  # noqa: ARG002
         self.reported += 1

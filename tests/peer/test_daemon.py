@@ -178,6 +178,7 @@ def test_who_calls_when_the_last_step_is_done_is_not_left_waiting(daemon: Daemon
     assert algorithm.events == [Gone("peer-1", OFFER)]  # declined; nothing else matters any more
     assert daemon.admit(OFFER) is Verdict.STALE_STEP
     assert daemon.received(OFFER, (torch.zeros(10),)) is Verdict.STALE_STEP
+    assert daemon.lost(OFFER) is Verdict.STALE_STEP, "nor is one whose offer got lost"
 
 
 def test_refusals_that_no_honest_peer_gets_are_counted_and_logged_now_and_then(

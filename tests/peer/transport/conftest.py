@@ -84,8 +84,9 @@ class RecordingHandler(Events):
         self.add("received", head, vectors if self.keep else tuple(v.clone() for v in vectors))
         return self.judge_content(head)
 
-    def lost(self, head: Head) -> None:
+    def lost(self, head: Head) -> Verdict:
         self.add("lost", head)
+        return self.judge_content(head)
 
     def broken(self, head: Head) -> None:
         self.add("broken", head)

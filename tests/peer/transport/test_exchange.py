@@ -191,6 +191,16 @@ def test_an_offer_is_declined_by_a_reply_without_a_model(pair: Pair) -> None:
     assert not pair.partner.handler.of("broken")
 
 
+def test_an_offer_that_is_lost_may_be_refused(tools: Any) -> None:
+    """By a partner that has come to its end since it admitted it, and will not decline it."""
+    plan = FaultPlan(FaultsConfig(loss="known", drop=1.0), seed=0)
+    pair = Pair(tools, plan=plan)
+    pair.partner.handler.judge_content = lambda _: Verdict.STALE_STEP
+    offer = pair.offer()
+    assert pair.initiator.reports.wait("sent") == [("partner", offer, Verdict.STALE_STEP)]
+    assert pair.partner.handler.wait("refused") == [(Verdict.STALE_STEP, replace(offer, lost=True))]
+
+
 def test_a_reply_that_the_initiator_refuses_is_told(pair: Pair) -> None:
     """It has hung up; neither averages."""
     pair.offer()
