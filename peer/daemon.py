@@ -145,7 +145,7 @@ class Daemon:
         self._training = make_training(peer, trainer, checkpoints, metrics, announce, self.swarm)
         self._checkpoints = checkpoints
         self._begin(algorithm)
-        self._successor: _Successor | None = None  # takes over between steps; under the guard
+        self._successors: list[_Successor] = []  # take over between steps; under the guard
         self._events: queue.SimpleQueue[Event | _Call] = queue.SimpleQueue()
         self._busy = False  # the live vector belongs to the local training
         self._readers: list[Future[Snapshot]] = []  # who waits for a model; under the guard
@@ -240,7 +240,7 @@ class Daemon:
         model, if that is as far by then. Cancelled if the core loop ends before that."""
         successor = _Successor(step, vector, Future())
         with self._guard:
-            self._successor = successor
+            self._successors.append(successor)
             if self._closed:
                 successor.begun.cancel()
         self._wake()
@@ -253,8 +253,8 @@ class Daemon:
         with self._guard:
             self._closed = True
             self._answer_readers()
-            if self._successor is not None:
-                self._successor.begun.cancel()
+            for successor in self._successors:
+                successor.begun.cancel()
 
     def evaluate(self) -> dict[str, float]:
         """Measure the model, once training is over."""
@@ -288,10 +288,11 @@ class Daemon:
         if self._readers:
             with self._guard:
                 self._answer_readers()
-        if self._successor is not None:
+        if self._successors:
             with self._guard:
-                successor, self._successor = self._successor, None
-            self._succeed(successor)
+                successors, self._successors = self._successors, []
+            for successor in successors:
+                self._succeed(successor)
 
     def _succeed(self, successor: _Successor) -> None:
         if successor.vector is not None and successor.step > self.steps_done:
@@ -347,7 +348,7 @@ class Daemon:
         self._speed.took(result.local_steps, time.monotonic())
         self.metrics.speed.set(self._speed.steps_per_s)
         self.metrics.trained(result.loss, result.seconds, result.local_steps)
-        if self._successor is None:
+        if not self._successors:
             self._feed(Trained(step, result.lr, result.local_steps))
 
     def send(self, to: PeerId, head: Head, outgoing: Outgoing | None) -> None:

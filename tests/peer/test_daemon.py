@@ -165,6 +165,18 @@ def test_who_is_far_behind_goes_on_from_that_step_with_its_own_model(daemon: Dae
     assert bool((daemon.trainer.flat.vector == 1.0).all())
 
 
+def test_of_two_threads_that_start_a_peer_over_none_waits_for_ever(daemon: Daemon) -> None:
+    """Its lease has run out, and its neighbours have committed a tree, at the same moment."""
+    vector = torch.full_like(daemon.trainer.flat.vector, 2.0)
+    begun = [daemon.start_over(9, vector), daemon.start_over(7, None)]
+    daemon._between_steps()
+    assert all(one.done() for one in begun)
+    assert daemon.steps_done == daemon.algorithm.step == 9
+    late = [daemon.start_over(step, None) for step in (10, 11)]
+    daemon.close()
+    assert all(one.cancelled() for one in late)
+
+
 def test_who_calls_when_the_last_step_is_done_is_not_left_waiting(daemon: Daemon) -> None:
     """The caller would wait for an answer as long as for a peer that hangs."""
     (view, _) = views([Tree(2, ((0, 1),))])
