@@ -120,7 +120,7 @@ def _wait(
 ) -> None:
     """Wait for a signal, a failure, the end of patience or, if wanted, the end of the run."""
     while True:
-        while not conductor.ended.wait(NAP_S) and not lost:
+        while not (signals.caught or lost or conductor.ended.wait(NAP_S)):
             pass
         conductor.ended.clear()
         if lost:

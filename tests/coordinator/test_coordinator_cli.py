@@ -123,6 +123,23 @@ def test_ctrl_c_is_an_interruption(launch: Any) -> None:
     assert "Traceback" not in log
 
 
+def test_a_signal_that_comes_before_it_serves_is_not_lost() -> None:
+    check = """
+import signal
+from coordinator import runner
+door = runner.door
+def slow_door(*args, **more):
+    signal.raise_signal(signal.SIGINT)
+    return door(*args, **more)
+runner.door = slow_door
+print(int(runner.serve(runner.Options(listen="127.0.0.1:0"))))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.stdout.splitlines() == ["130"], done.stderr
+
+
 def test_it_is_light_and_soon_there(launch: Any) -> None:
     """Serving in about a second, below 100 MB. Counted as work, for the machine may be busy."""
     process = launch()
