@@ -14,7 +14,7 @@ from functools import partial
 
 from coordinator.member_metrics import Sample
 from peer import metric_snapshot
-from peer.algorithms.core import Epoch, PeerId, View
+from peer.algorithms.core import PeerId, View
 from peer.config import is_pairwise
 from peer.healing import Timers
 from peer.hellos import Commit, Seat
@@ -56,7 +56,7 @@ class Lease:
         self._lease_s = 0.0
         self._ended = threading.Event()
         self._guard = threading.Lock()
-        self._epoch = Epoch()  # of the last view, whoever made it
+        self._view: View | None = None  # the newest, whoever made it; under the guard
         self._away_since: float | None = None  # the coordinator
         self._snapshot_at = 0.0  # when it is told of our metrics next
 
@@ -107,8 +107,8 @@ class Lease:
                 metrics_address=self._parts.metrics_address,
                 fingerprint=self._parts.trainer.fingerprint,
                 step=daemon.steps_done,
-                known_epoch=self._epoch if self._epoch > Epoch() else None,
-                resume_points=frozenset() if self._epoch > Epoch() else self._parts.resume_points,
+                known_epoch=self._view.epoch if self._view else None,
+                resume_points=frozenset() if self._view else self._parts.resume_points,
                 tree=daemon.healing.commit if daemon.healing else None,
                 weight=self._parts.weight,
             ),
@@ -117,7 +117,7 @@ class Lease:
 
         def on_view(view: View, addresses: dict[PeerId, str]) -> None:
             if self._take_view(view, addresses):
-                daemon.viewed(view)
+                self._hand_on()
                 if daemon.healing:
                     daemon.healing.viewed(view, addresses)
 
@@ -227,12 +227,19 @@ class Lease:
     def _take_view(self, view: View, addresses: dict[PeerId, str]) -> bool:
         """Whether the view is newer than all before it, of coordinators and of roots."""
         with self._guard:
-            if view.epoch.age <= self._epoch.age:
+            if self._view and view.epoch.age <= self._view.epoch.age:
                 return False
-            self._epoch = view.epoch
+            self._view = view
             self.ever.update(view.members)
             self._parts.viewed(view, addresses)
             return True
+
+    def _hand_on(self) -> None:
+        """Hand the newest view to the daemon. Two threads take views, and one of them may be late
+        with its own: the daemon is to end up with the other's."""
+        with self._guard:
+            assert self._view is not None, "one has been taken"
+            self._daemon.viewed(self._view)
 
     def _adopt(self, commit: Commit) -> None:
         """Take up a tree that its root has committed; far behind the furthest of its members, go on
@@ -258,7 +265,7 @@ class Lease:
             **fields,
         )
         if daemon.algorithm.step + commit.n >= step or is_pairwise(config.algorithm.name):
-            daemon.viewed(view)  # pairs have no step in common
+            self._hand_on()  # pairs have no step in common
             return
         begun = daemon.start_over(step, None)
-        begun.add_done_callback(lambda _: daemon.viewed(view))
+        begun.add_done_callback(lambda _: self._hand_on())
