@@ -198,6 +198,8 @@ class Lease:
             if candidate.donors:  # else a coordinator without memory asks, and nothing else changes
                 self._start_over(candidate)
             self._lease_s = self._seat()
+            if self._ended.is_set():  # it has left meanwhile, and may have been heard before this
+                self._client.leave(self._daemon.peer, self._incarnation)
         except CancelledError:
             log.info("the end came before this peer could join again")
         except NoAnswerError:

@@ -77,3 +77,13 @@ def test_a_tree_that_is_taken_up_late_does_not_take_the_place_of_a_newer_view(
     assert member.handed() == [2, 2], "a fresh algorithm needs it, too"
     member.on_view(view(1))
     assert member.handed() == [2, 2]
+
+
+def test_who_has_left_while_it_joined_again_leaves_again() -> None:
+    """Else the others would wait for it until its new lease is over."""
+    member = Member()
+    member.lease._rejoin()
+    member.client.leave.assert_not_called()
+    member.lease.end()
+    member.lease._rejoin()
+    member.client.leave.assert_called_once_with("peer-0", 1)
