@@ -11,8 +11,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from coordinator.member_metrics import Evaluation
 from peer.algorithms.core import PeerId
@@ -39,6 +39,8 @@ from relayswarm import logs
 from relayswarm.errors import AuditError, ConfigError, ExitCode, JoinError, OutOfMemoryError
 
 log = logging.getLogger("relayswarm.peer")
+
+T = TypeVar("T")
 
 DONE_PATIENCE_S = 5.0
 """For a coordinator to answer a peer that has finished its run."""
@@ -235,10 +237,7 @@ class Peer:
         """Serve the final model and metrics until a signal comes: for deployments that start a
         process again when it ends."""
         log.info("all steps done; serving the model until told to end")
-        self._lingers = True
-        with suppress(_Interrupted):
-            threading.Event().wait()
-        self._lingers = False
+        self._until_told(threading.Event().wait)
 
     def _linger(self, parts: Parts) -> Mapping[PeerId, Evaluation]:
         """Until neighbours have our last messages, and we their last metrics; a signal ends it.
@@ -246,14 +245,13 @@ class Peer:
         transport = parts.trainer.config.transport
         patience_s = min(transport.linger_s, transport.deadline_s)
         until = time.monotonic() + patience_s
-        sites: Mapping[PeerId, Evaluation] = {}
-        self._lingers = True
-        with suppress(_Interrupted):
+
+        def linger() -> Mapping[PeerId, Evaluation]:
             parts.daemon.swarm.await_others(patience_s)
             parts.outbox.close(transport.linger_s)
-            sites = measured_elsewhere(self.client, parts.daemon, until)
-        self._lingers = False
-        return sites
+            return measured_elsewhere(self.client, parts.daemon, until)
+
+        return self._until_told(linger) or {}
 
     def _leave_early(self, parts: Parts, lease: Lease) -> None:
         """Asked to stop: the local steps under way come to their end and are kept."""
@@ -287,6 +285,19 @@ class Peer:
         else:
             self.daemon.stop()
 
+    def _until_told(self, action: Callable[[], T]) -> T | None:
+        """Do this, until a signal comes; one that has come since the last step is as good."""
+        try:
+            try:
+                self._lingers = True  # before looking: a signal from now on raises
+                if self._signal is None:
+                    return action()
+            finally:
+                self._lingers = False
+        except _Interrupted:
+            pass
+        return None
+
     def take_signals(self) -> None:
         """Have SIGTERM and SIGINT end it; to be called in the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -295,6 +306,7 @@ class Peer:
     def _on_signal(self, number: int, frame: object) -> None:  # noqa: ARG002
         self._signal = number
         if self.daemon is None or self._lingers:
+            self._lingers = False  # nobody waits for another one
             raise _Interrupted
         self.daemon.stop()
 

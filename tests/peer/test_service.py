@@ -1,0 +1,37 @@
+"""How a peer hears of signals when its training is over."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from unittest.mock import Mock
+
+import pytest
+
+from peer.parts import PeerOptions
+from peer.service import Peer
+
+PATIENCE_S = 20.0
+
+
+@pytest.fixture
+def done() -> Iterator[Peer]:
+    """Its core loop has ended: that hears of nothing any more."""
+    peer = Peer(PeerOptions(coordinator="127.0.0.1:1"))
+    peer.daemon = Mock()
+    yield peer
+    peer.client.close()
+
+
+def test_a_signal_between_the_last_step_and_lingering_is_not_lost(done: Peer) -> None:
+    done._on_signal(signal.SIGTERM, None)
+    thread = threading.Thread(target=done._stay, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+
+
+def test_a_signal_ends_lingering_and_the_next_one_nothing_more(done: Peer) -> None:
+    assert done._until_told(lambda: done._on_signal(signal.SIGTERM, None)) is None
+    done._on_signal(signal.SIGTERM, None)  # the goodbye is under way
