@@ -25,6 +25,7 @@ from coordinator.spanning_tree import (
     spanning_tree,
     wire,
 )
+from tests.shapes import connected_shapes
 
 
 def by_shortest_paths(
@@ -293,19 +294,6 @@ class EveryOrder:
                 return [state]
             following.append(state)
         return following
-
-
-def connected_shapes(n: int) -> list[tuple[tuple[int, int], ...]]:
-    """The connected graphs over n peers, one for each shape."""
-    pairs = list(itertools.combinations(range(n), 2))
-    shapes: list[nx.Graph] = []
-    for size in range(n - 1, len(pairs) + 1):
-        for chosen in itertools.combinations(pairs, size):
-            graph = nx.Graph(chosen)
-            new = len(graph) == n and nx.is_connected(graph)
-            if new and not any(nx.is_isomorphic(graph, known) for known in shapes):
-                shapes.append(graph)
-    return [tuple(graph.edges) for graph in shapes]
 
 
 SHAPES = [(n, shape) for n in (2, 3, 4) for shape in connected_shapes(n)]

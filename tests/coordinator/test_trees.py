@@ -10,18 +10,11 @@ from hypothesis import strategies as st
 
 from coordinator.graphs import GraphError, build_graph
 from coordinator.trees import Tree, lr_factor_by_propagation
+from tests.shapes import trees
 
 
 def named_tree(name: str, n: int) -> Tree:
     return Tree(n, tuple(edge[:2] for edge in build_graph(name, n).edges))
-
-
-@st.composite
-def trees(draw: st.DrawFn, most: int = 14) -> Tree:
-    """Any tree, by attaching each peer to an earlier one and renaming all."""
-    n = draw(st.integers(1, most))
-    name = draw(st.permutations(range(n)))
-    return Tree(n, tuple((name[draw(st.integers(0, k - 1))], name[k]) for k in range(1, n)))
 
 
 def hops(tree: Tree) -> dict[int, dict[int, int]]:
@@ -40,12 +33,12 @@ def test_edges_are_stored_in_one_order() -> None:
     assert Tree(3, ((2, 1), (1, 0))).edges == ((0, 1), (1, 2))
 
 
-@given(trees())
+@given(trees(most=14))
 def test_the_diameter_is_the_longest_distance(tree: Tree) -> None:
     assert tree.diameter == max(h for row in hops(tree).values() for h in row.values())
 
 
-@given(trees())
+@given(trees(most=14))
 def test_peers_behind_each_edge(tree: Tree) -> None:
     for me in range(tree.n):
         graph = nx.Graph(tree.edges)
@@ -68,7 +61,7 @@ def test_two_peers_are_exact_all_reduce() -> None:
     assert named_tree("chain", 2).lr_factor() == 1
 
 
-@given(trees())
+@given(trees(most=14))
 def test_closed_form_is_what_relaying_measures(tree: Tree) -> None:
     n = tree.n
     twice_wiener_index = sum(h for row in hops(tree).values() for h in row.values())
@@ -78,7 +71,7 @@ def test_closed_form_is_what_relaying_measures(tree: Tree) -> None:
     assert tree.lr_factor(overlap=True) == lr_factor_by_propagation(tree, overlap=True)
 
 
-@given(trees(), st.data())
+@given(trees(most=14), st.data())
 def test_weighted_factor_is_the_weighted_mean_delay(tree: Tree, data: st.DataObject) -> None:
     w = data.draw(st.lists(st.integers(0, 9), min_size=tree.n, max_size=tree.n).filter(any))
     total = sum(w) ** 2

@@ -14,12 +14,13 @@ import random
 import pytest
 
 from tests.peer.healing_trials import crash_and_lose, crash_two, part_and_heal, random_faults
-from tests.peer.healing_worlds import Adversary, Pairs, shapes
+from tests.peer.healing_worlds import Adversary, Pairs
+from tests.shapes import connected_shapes
 
 STATES = int(os.environ.get("RELAYSWARM_STATES", "40000"))
 SEEDS = int(os.environ.get("RELAYSWARM_SEEDS", "1000"))
-UP_TO_4 = [(n, graph) for n in (2, 3, 4) for graph in shapes(n)]
-UP_TO_5 = [*UP_TO_4, *((5, graph) for graph in shapes(5))]
+UP_TO_4 = [(n, graph) for n in (2, 3, 4) for graph in connected_shapes(n)]
+UP_TO_5 = [*UP_TO_4, *((5, graph) for graph in connected_shapes(5))]
 
 pytestmark = pytest.mark.timeout(3600)
 

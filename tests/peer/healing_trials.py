@@ -9,7 +9,8 @@ import random
 from collections.abc import Collection
 from functools import partial
 
-from tests.peer.healing_worlds import TIMERS, Pairs, World, shapes
+from tests.peer.healing_worlds import TIMERS, Pairs, World
+from tests.shapes import connected_shapes
 
 DIES_AT = 0.5
 SETTLED_S = 8 * TIMERS.max_age_s  # after the last fault one tree stands
@@ -66,7 +67,7 @@ def random_faults(seed: int, n: int | None = None) -> None:
     """Half a minute of faults of all kinds, then calm."""
     rng = random.Random(seed)
     n = n or rng.choice((3, 4, 5))
-    graph = rng.choice(shapes(n))
+    graph = rng.choice(connected_shapes(n))
     world = World(n, graph)
     loss, slow = rng.choice((0.0, 0.1, 0.3)), rng.choice((0.05, 0.5, 3.0))
 

@@ -49,19 +49,6 @@ def tree_of(n: int, graph: Pairs) -> Pairs:
     return list(nx.bfs_tree(nx.Graph(graph), 0).edges) if n > 1 else []
 
 
-def shapes(n: int) -> list[tuple[tuple[int, int], ...]]:
-    """The connected graphs over n peers, one for each shape."""
-    pairs = list(itertools.combinations(range(n), 2))
-    found: list[nx.Graph] = []
-    for size in range(n - 1, len(pairs) + 1):
-        for chosen in itertools.combinations(pairs, size):
-            graph = nx.Graph(chosen)
-            new = len(graph) == n and nx.is_connected(graph)
-            if new and not any(nx.is_isomorphic(graph, known) for known in found):
-                found.append(graph)
-    return [tuple(graph.edges) for graph in found]
-
-
 class TwoTreesError(AssertionError):
     """The property does not hold."""
 

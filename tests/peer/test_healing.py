@@ -38,13 +38,13 @@ from tests.peer.healing_worlds import (
     World,
     name,
     own_tag,
-    shapes,
     viewed,
 )
+from tests.shapes import connected_shapes
 
 RING: Pairs = [(0, 1), (1, 2), (2, 3), (3, 0)]
 CHAIN: Pairs = [(0, 1), (1, 2), (2, 3)]
-UP_TO_4 = [(n, graph) for n in (2, 3, 4) for graph in shapes(n)]
+UP_TO_4 = [(n, graph) for n in (2, 3, 4) for graph in connected_shapes(n)]
 
 
 # --- what happens ---------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_whatever_an_adversary_does(n: int, graph: Pairs) -> None:
 @pytest.mark.parametrize("n", [3, 4, 5])
 def test_wherever_an_adversary_goes(n: int) -> None:
     trees = 0
-    for graph in shapes(n)[::4]:
+    for graph in connected_shapes(n)[::4]:
         adversary = Adversary(n, graph, losses=30, crashes=2)
         adversary.walk(random.Random(len(graph)), 250)
         trees += len(adversary.registry.trees)

@@ -30,33 +30,16 @@ from peer.algorithms.core import (
     Verdict,
     View,
 )
-from peer.simulator.exact import ExactSwarm, Problem, Vector, views
+from peer.simulator.exact import ExactSwarm, Problem, views
 from peer.simulator.links import LosingLink, SeededLink
 from peer.simulator.world import World
+from tests.peer.algorithms.exact_problems import LR, trajectory_of, tree_problems, vectors
 
 STEPS = 6
-LR = F(1, 2)
-
-
-def vectors(numbers: list[F]) -> list[Vector]:
-    return [(number,) for number in numbers]
 
 
 def skipped(swarm: ExactSwarm) -> list[int]:
     return [peer.skipped for peer in swarm.algorithms if isinstance(peer, AllReduce)]
-
-
-def trajectory_of(swarm: ExactSwarm, k: int = 0) -> list[list[F]]:
-    return [[x[k] for x in models] for models in zip(*swarm.models, strict=True)]
-
-
-@st.composite
-def problems(draw: st.DrawFn) -> tuple[Tree, list[F], list[F]]:
-    n = draw(st.integers(1, 9))
-    order = draw(st.permutations(range(n)))
-    edges = [(order[draw(st.integers(0, k - 1))], order[k]) for k in range(1, n)]
-    numbers = st.lists(st.integers(-9, 9).map(F), min_size=n, max_size=n)
-    return Tree(n, tuple(edges)), draw(numbers), draw(numbers)
 
 
 # --- references -----------------------------------------------------------------------------------
@@ -101,7 +84,7 @@ def by_rounds(
 
 
 @settings(max_examples=25)
-@given(st.sampled_from(["allreduce", "local-sgd"]), problems(), st.integers(0, 2**32))
+@given(st.sampled_from(["allreduce", "local-sgd"]), tree_problems(), st.integers(0, 2**32))
 def test_every_model_is_the_mean_of_all_however_long_messages_take(
     name: str, problem: tuple[Tree, list[F], list[F]], seed: int
 ) -> None:
@@ -120,7 +103,7 @@ def test_every_model_is_the_mean_of_all_however_long_messages_take(
 
 
 @settings(max_examples=30)
-@given(problems(), st.data())
+@given(tree_problems(), st.data())
 def test_rounds_with_known_losses_are_skipped_by_all_who_know(
     problem: tuple[Tree, list[F], list[F]], data: st.DataObject
 ) -> None:
@@ -173,7 +156,7 @@ def test_two_trees_carry_half_the_coordinates_each(n: int) -> None:
 
 
 @settings(max_examples=20)
-@given(problems(), st.integers(0, 2**32), st.booleans(), st.booleans())
+@given(tree_problems(), st.integers(0, 2**32), st.booleans(), st.booleans())
 def test_no_fault_hangs_a_swarm(
     problem: tuple[Tree, list[F], list[F]], seed: int, known: bool, ordered: bool
 ) -> None:

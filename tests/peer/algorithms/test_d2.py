@@ -29,6 +29,7 @@ from peer.algorithms.d2 import D2
 from peer.simulator.exact import ExactSwarm, Problem, one_second, views
 from peer.simulator.links import LosingLink, SeededLink
 from peer.simulator.world import World
+from tests.peer.algorithms.exact_problems import trajectory_of
 
 Matrix = list[list[F]]
 Losses = set[tuple[int, int, int]]  # (step, sender, receiver)
@@ -91,10 +92,6 @@ def swarm_of(
         world=world,
         duration_s=duration_s,
     ).run()
-
-
-def trajectory_of(swarm: ExactSwarm) -> list[list[F]]:
-    return [[x for (x,) in models] for models in zip(*swarm.models, strict=True)]
 
 
 graphs = st.sampled_from([("ring", 3), ("ring", 6), ("chain", 5), ("star", 5), ("chain", 2)])

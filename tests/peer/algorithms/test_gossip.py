@@ -19,6 +19,7 @@ from peer.algorithms.gradient_tracking import C
 from peer.simulator.exact import ExactSwarm, Problem, views
 from peer.simulator.links import LosingLink, SeededLink
 from peer.simulator.world import World
+from tests.peer.algorithms.exact_problems import trajectory_of
 
 LR = F(1, 2)
 B = F(9, 10)
@@ -68,10 +69,6 @@ class Case:
             options=options,
             world=World(LosingLink(loses)),
         ).run()
-
-
-def trajectory_of(swarm: ExactSwarm, k: int = 0) -> list[Models]:
-    return [[x[k] for x in models] for models in zip(*swarm.models, strict=True)]
 
 
 @st.composite

@@ -19,6 +19,7 @@ from coordinator.trees import Tree
 from peer.algorithms.core import Drop, Epoch, Head, Kind, Verdict
 from peer.algorithms.metric_relay import KEPT, LARGEST, Effect, MetricRelay, Sum, SwarmMean, Tell
 from peer.simulator.exact import views
+from tests.shapes import trees
 
 CHAIN = Tree(3, ((0, 1), (1, 2)))
 
@@ -98,13 +99,6 @@ class Swarm:
                 self.deliver(tell)
             elif announced:
                 self.deliver(tell, lost=True)
-
-
-@st.composite
-def trees(draw: st.DrawFn) -> Tree:
-    n = draw(st.integers(1, 8))
-    order = draw(st.permutations(range(n)))
-    return Tree(n, tuple((order[draw(st.integers(0, k - 1))], order[k]) for k in range(1, n)))
 
 
 def edges_of(draw: st.DataObject, tree: Tree) -> set[tuple[str, str]]:

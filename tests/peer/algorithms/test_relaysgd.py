@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from fractions import Fraction as F
 
-import networkx as nx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,40 +32,16 @@ from peer.algorithms.relaysgd import Options, RelaySGD
 from peer.simulator.exact import ExactSwarm, Problem, views
 from peer.simulator.links import LosingLink, SeededLink
 from peer.simulator.world import World
-
-LR = F(1, 2)
-
+from tests.peer.algorithms.exact_problems import (
+    LR,
+    by_delays,
+    half_step,
+    trajectory_of,
+    tree_problems,
+    vectors,
+)
 
 # --- references: quadratics |x - target|^2 / 2 at rate 1/2, in which x_half is half way ----------
-
-
-def half_step(x: list[F], targets: list[F]) -> list[F]:
-    return [(x_i + t_i) / 2 for x_i, t_i in zip(x, targets, strict=True)]
-
-
-def by_delays(
-    edges: list[tuple[int, int]], x: list[F], targets: list[F], steps: int, *, overlap: bool = False
-) -> list[list[F]]:
-    """x_i^(t+1) = 1/n sum_j x_j^(t - delay_ij + 1/2), with x_i^(t) for what has not come yet."""
-    n = len(x)
-    graph = nx.Graph(edges)
-    graph.add_nodes_from(range(n))
-    hops = dict(nx.all_pairs_shortest_path_length(graph))
-    delay = {
-        (i, j): hops[i][j] if overlap else max(hops[i][j] - 1, 0)
-        for i in range(n)
-        for j in range(n)
-    }
-    halves: list[list[F]] = []
-    trajectory = []
-    for t in range(steps):
-        halves.append(half_step(x, targets))
-        x = [
-            sum(halves[t - delay[i, j]][j] if delay[i, j] <= t else x[i] for j in range(n)) / n
-            for i in range(n)
-        ]
-        trajectory.append(x)
-    return trajectory
 
 
 def by_the_listing(
@@ -103,24 +78,6 @@ def by_the_listing(
 # --- swarms --------------------------------------------------------------------------------------
 
 
-def vectors(numbers: list[F]) -> list[tuple[F, ...]]:
-    return [(number,) for number in numbers]
-
-
-def trajectory_of(swarm: ExactSwarm, k: int = 0) -> list[list[F]]:
-    """Coordinate k of all models, step by step."""
-    return [[x[k] for x in models] for models in zip(*swarm.models, strict=True)]
-
-
-@st.composite
-def tree_problems(draw: st.DrawFn, min_n: int = 1) -> tuple[Tree, list[F], list[F]]:
-    n = draw(st.integers(min_n, 8))
-    order = draw(st.permutations(range(n)))
-    edges = [(order[draw(st.integers(0, k - 1))], order[k]) for k in range(1, n)]
-    numbers = st.lists(st.integers(-9, 9).map(F), min_size=n, max_size=n)
-    return Tree(n, tuple(edges)), draw(numbers), draw(numbers)
-
-
 @settings(max_examples=30)
 @given(tree_problems(), st.booleans(), st.integers(0, 2**32))
 def test_models_are_averages_of_delayed_models(
@@ -147,7 +104,7 @@ def test_models_are_averages_of_delayed_models(
 
 
 @settings(max_examples=20)
-@given(tree_problems(min_n=2), st.booleans(), st.integers(0, 2**32))
+@given(tree_problems(least=2), st.booleans(), st.integers(0, 2**32))
 def test_an_epoch_that_all_adopt_at_its_step_loses_nothing(
     problem: tuple[Tree, list[F], list[F]], overlap: bool, seed: int
 ) -> None:

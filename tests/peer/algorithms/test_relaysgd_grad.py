@@ -27,18 +27,14 @@ from peer.algorithms.core import (
     View,
 )
 from peer.algorithms.relaysgd_grad import RelaySGDGrad
-from peer.simulator.exact import ExactSwarm, Problem, Vector, views
+from peer.simulator.exact import ExactSwarm, Problem, views
 from peer.simulator.links import LosingLink, SeededLink
 from peer.simulator.world import World
+from tests.peer.algorithms.exact_problems import LR, trajectory_of, tree_problems, vectors
 
-LR = F(1, 2)
 STEPS = 7
 
 Losses = frozenset[tuple[int, int, int]]  # (step, sender, receiver)
-
-
-def vectors(numbers: list[F]) -> list[Vector]:
-    return [(number,) for number in numbers]
 
 
 def updates(x: list[F], targets: list[F]) -> list[F]:
@@ -81,21 +77,8 @@ def by_delays(tree: Tree, x: list[F], targets: list[F], *, overlap: bool) -> lis
     return trajectory
 
 
-@st.composite
-def problems(draw: st.DrawFn) -> tuple[Tree, list[F], list[F]]:
-    n = draw(st.integers(1, 7))
-    order = draw(st.permutations(range(n)))
-    edges = [(order[draw(st.integers(0, k - 1))], order[k]) for k in range(1, n)]
-    numbers = st.lists(st.integers(-9, 9).map(F), min_size=n, max_size=n)
-    return Tree(n, tuple(edges)), draw(numbers), draw(numbers)
-
-
-def trajectory_of(swarm: ExactSwarm, k: int = 0) -> list[list[F]]:
-    return [[x[k] for x in models] for models in zip(*swarm.models, strict=True)]
-
-
 @settings(max_examples=20)
-@given(problems(), st.booleans(), st.integers(0, 2**32))
+@given(tree_problems(), st.booleans(), st.integers(0, 2**32))
 def test_updates_arrive_after_their_delay(
     problem: tuple[Tree, list[F], list[F]], overlap: bool, seed: int
 ) -> None:
@@ -115,7 +98,7 @@ def test_updates_arrive_after_their_delay(
 
 
 @settings(max_examples=20)
-@given(problems(), st.data())
+@given(tree_problems(), st.data())
 def test_with_known_losses_the_listing_holds(
     problem: tuple[Tree, list[F], list[F]], data: st.DataObject
 ) -> None:

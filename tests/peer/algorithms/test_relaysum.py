@@ -15,6 +15,7 @@ from peer.algorithms.relaysum import RelaySum
 from peer.simulator.exact import ExactSwarm, Problem, Vector, views
 from peer.simulator.links import LosingLink
 from peer.simulator.world import World
+from tests.shapes import trees
 
 STEPS = 6
 
@@ -33,13 +34,6 @@ def swarm_of(trees: list[Tree], d: int = 1, world: World | None = None) -> Exact
 def known(tree: Tree, i: int, t: int) -> list[tuple[int, int]]:
     """The samples (peer, step) that have reached i after step t: h hops take h - 1 steps."""
     return [(j, step) for j, _, hops in tree.walk(i) for step in range(t - max(hops - 1, 0) + 1)]
-
-
-@st.composite
-def trees(draw: st.DrawFn) -> Tree:
-    n = draw(st.integers(1, 8))
-    order = draw(st.permutations(range(n)))
-    return Tree(n, tuple((order[draw(st.integers(0, k - 1))], order[k]) for k in range(1, n)))
 
 
 @settings(max_examples=30)

@@ -34,6 +34,7 @@ from peer.algorithms.synchronous import Phase, Unfit
 from peer.simulator.exact import ExactSwarm, Problem, views
 from peer.simulator.links import LosingLink, SeededLink
 from peer.simulator.world import World
+from tests.peer.algorithms.exact_problems import trajectory_of
 
 Losses = set[tuple[int, int]]  # (communication round, receiver)
 
@@ -65,10 +66,6 @@ def sgp_views(n: int, epoch: Epoch | None = None, effective_step: int = 0) -> li
 
 def problem(starts: list[F], targets: list[F]) -> Problem:
     return Problem([(x,) for x in starts], [(x,) for x in targets])
-
-
-def trajectory_of(swarm: ExactSwarm) -> list[list[F]]:
-    return [[x for (x,) in models] for models in zip(*swarm.models, strict=True)]
 
 
 def weights_of(swarm: ExactSwarm) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fractions import Fraction as F
 from math import inf, nan
 
@@ -35,42 +34,14 @@ from peer.algorithms.relaysgd import Options, RelaySGD
 from peer.simulator.exact import ExactSwarm, Problem, views
 from peer.simulator.links import LosingLink, SeededLink
 from peer.simulator.world import World
-
-LR = F(1, 2)
-
-
-def half_step(x: Sequence[F], targets: Sequence[F]) -> list[F]:
-    """Of |x - target|^2 / 2 at rate 1/2. A peer without data has its own point as its target."""
-    return [(x_i + t_i) / 2 for x_i, t_i in zip(x, targets, strict=True)]
-
-
-def by_delays(
-    edges: list[tuple[int, int]],
-    x: list[F],
-    targets: list[F],
-    weights: list[F],
-    steps: int,
-    *,
-    overlap: bool = False,
-) -> list[list[F]]:
-    """x_i^(t+1) = 1/W sum_j w_j x_j^(t - delay_ij + 1/2), with x_i^(t) for what has not come."""
-    n = len(x)
-    graph = nx.Graph(edges)
-    graph.add_nodes_from(range(n))
-    hops = dict(nx.all_pairs_shortest_path_length(graph))
-    halves: list[list[F]] = []
-    trajectory = []
-    for t in range(steps):
-        halves.append(half_step(x, targets))
-        new = []
-        for i in range(n):
-            delays = [hops[i][j] if overlap else max(hops[i][j] - 1, 0) for j in range(n)]
-            known = [halves[t - d][j] if d <= t else x[i] for j, d in enumerate(delays)]
-            total = sum((w * y for w, y in zip(weights, known, strict=True)), F(0))
-            new.append(total / sum(weights))
-        x = new
-        trajectory.append(x)
-    return trajectory
+from tests.peer.algorithms.exact_problems import (
+    LR,
+    by_delays,
+    half_step,
+    trajectory_of,
+    tree_problems,
+    vectors,
+)
 
 
 def by_the_listing(
@@ -111,23 +82,12 @@ def by_the_listing(
     return trajectory
 
 
-def vectors(numbers: list[F]) -> list[tuple[F, ...]]:
-    return [(number,) for number in numbers]
-
-
-def trajectory_of(swarm: ExactSwarm, k: int = 0) -> list[list[F]]:
-    return [[x[k] for x in models] for models in zip(*swarm.models, strict=True)]
-
-
 @st.composite
 def problems(draw: st.DrawFn, least: int = 0) -> tuple[Tree, list[F], list[F], list[F]]:
     """A tree, starts, targets and weights of at least `least`, one of them above 0."""
-    n = draw(st.integers(1, 7))
-    order = draw(st.permutations(range(n)))
-    edges = [(order[draw(st.integers(0, k - 1))], order[k]) for k in range(1, n)]
-    numbers = st.lists(st.integers(-9, 9).map(F), min_size=n, max_size=n)
-    weights = st.lists(st.integers(least, 9), min_size=n, max_size=n).filter(any)
-    return Tree(n, tuple(edges)), draw(numbers), draw(numbers), [F(w) for w in draw(weights)]
+    tree, starts, targets = draw(tree_problems(most=7))
+    weights = st.lists(st.integers(least, 9), min_size=tree.n, max_size=tree.n).filter(any)
+    return tree, starts, targets, [F(w) for w in draw(weights)]
 
 
 @settings(max_examples=30)
@@ -144,7 +104,7 @@ def test_models_are_weighted_averages_of_delayed_models(
         options={"overlap": overlap},
         world=World(SeededLink(seed, delay_s=(0.001, 3.0))),
     ).run()
-    expected = by_delays(list(tree.edges), starts, targets, weights, 8, overlap=overlap)
+    expected = by_delays(tree.edges, starts, targets, 8, weights=weights, overlap=overlap)
     assert trajectory_of(swarm) == expected
 
 
@@ -214,7 +174,9 @@ def test_on_two_trees_each_half_has_weights_of_its_own(n: int) -> None:
         Problem(list(zip(*starts, strict=True)), list(zip(*targets, strict=True)), LR),
     ).run()
     for k, tree in enumerate([0, 0, 1]):
-        assert trajectory_of(swarm, k) == by_delays(edges[tree], starts[k], targets[k], weights, 8)
+        assert trajectory_of(swarm, k) == by_delays(
+            edges[tree], starts[k], targets[k], 8, weights=weights
+        )
 
 
 @settings(max_examples=30)
