@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterator
 
 import pytest
 
@@ -25,14 +24,9 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """Leave the root logger as it was found."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    root.handlers[:] = []  # not closed by what a test configures
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+def _bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Close no handlers of others."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
 
 
 def lines(stream: io.StringIO) -> list[dict[str, object]]:
