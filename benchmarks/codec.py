@@ -11,13 +11,10 @@ are medians over the turns. Prints a table, and writes JSON and a plot (`--outpu
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,10 +24,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from xxhash import xxh3_64
 
+from benchmarks.record import Record
 from peer.codec import Bytes, Format, decode, encode, is_finite
 from peer.codec.edges import Key, Lattice
 from peer.codec.lattice import BLOCK
-from peer.manifest import hardware, versions
 
 ELEMENTS = 25_000_000
 TURNS = 5
@@ -77,17 +74,9 @@ def main() -> None:
     parser.add_argument("--elements", type=int, default=ELEMENTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    load_before = os.getloadavg()[0]
+    record = Record()
     rows = measure(arguments.elements)
-    about = {
-        "date": date.today().isoformat(),
-        "load_before": load_before,  # above 0: other work took part of the machine
-        "hardware": hardware(),
-        "versions": versions(),
-    }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**about, "rows": rows}, indent=2)
-    (arguments.output / "codec.json").write_text(text + "\n")
+    record.write(arguments.output / "codec.json", {"rows": rows})
     plot(rows, arguments.output / "codec.png")
     print_table(rows)
 

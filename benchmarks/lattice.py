@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +34,8 @@ from typing import Any, NamedTuple
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.record import Record
 from peer.codec.lattice import FULL_PRECISION
-from peer.manifest import hardware, versions
 from peer.simulator.learning import simulate
 from relayswarm.config import RunConfig, parse
 
@@ -129,7 +127,7 @@ def main() -> None:
         parser.error(f"no part {name!r}: choose from {', '.join(parts)}")
     if "fashion-mnist" in chosen and arguments.data_dir is None:
         parser.error("fashion-mnist: needs --data-dir, the folder that holds its files")
-    load_before = os.getloadavg()[0]
+    record = Record()
     results: dict[str, list[Row]] = {}
     for name in chosen:
         if name == "bytes":
@@ -139,15 +137,7 @@ def main() -> None:
             task = "digits" if name == "accuracy" else name
             results[name] = accuracy(task, arguments.data_dir, range(1, arguments.seeds + 1))
             print_accuracy(task, results[name])
-    about = {
-        "date": date.today().isoformat(),
-        "load_before": load_before,  # above 0: other work took part of the machine
-        "hardware": hardware(),
-        "versions": versions(),
-    }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**about, **results}, indent=2)
-    (arguments.output / "lattice.json").write_text(text + "\n")
+    record.write(arguments.output / "lattice.json", results)
     plot(results, arguments.output / "lattice.png")
 
 

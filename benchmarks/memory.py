@@ -17,18 +17,17 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from benchmarks.processes import events_of
+from benchmarks.record import Record
 from benchmarks.step_overhead import offer_task
 from peer.footprint import memory_bound
 from peer.localswarm.session import lay_out_run
-from peer.localswarm.swarm import CONFIG, LOGS, LocalCommands, LocalSwarm
-from peer.manifest import hardware, versions
-from peer.views import peer_ids, views_of
+from peer.views import views_of
 from relayswarm.config import RunConfig, parse
 
 Row = dict[str, Any]
@@ -82,6 +81,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=list(CASES), help=", ".join(CASES))
     parser.add_argument("--output", type=Path, default=Path("reports/benchmark-memory"))
     arguments = parser.parse_args()
+    record = Record()
     rows = []
     print(f"{'method':26} models  bound")
     with tempfile.TemporaryDirectory() as directory:
@@ -89,14 +89,7 @@ def main() -> None:
         for name in arguments.cases:
             rows.append(measure(name, CASES[name]))
             print(f"{name:26} {rows[-1]['models']:6.2f} {rows[-1]['bound']:6}", flush=True)
-    about = {
-        "date": date.today().isoformat(),
-        "hardware": hardware(),
-        "versions": versions(),
-    }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**about, "rows": rows}, indent=2)
-    (arguments.output / "memory.json").write_text(text + "\n")
+    record.write(arguments.output / "memory.json", {"rows": rows})
     plot(rows, arguments.output / "memory.png")
 
 
@@ -111,20 +104,11 @@ def largest_resident(config: RunConfig) -> int:
     takes copies of its own."""
     pids: dict[str, int] = {}
     sizes: dict[str, int] = {}
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        (directory / LOGS).mkdir()
-        (directory / CONFIG).write_text(config.to_toml())
-        commands = LocalCommands(directory, "cpu", None, config)
-        with LocalSwarm(commands, peer_ids(config.peers), directory / LOGS) as swarm:
-            swarm.start()
-            for event in swarm.events():
-                if event is None:
-                    continue
-                if event["event"] == "peer_started":
-                    pids[event["peer"]] = event["pid"]
-                elif event["event"] == "step" and event["step"] in range(10, 30):
-                    sizes[event["peer"]] = peak_of(pids[event["peer"]])
+    for event in events_of(config):
+        if event["event"] == "peer_started":
+            pids[event["peer"]] = event["pid"]
+        elif event["event"] == "step" and event["step"] in range(10, 30):
+            sizes[event["peer"]] = peak_of(pids[event["peer"]])
     assert len(sizes) == config.peers
     return max(sizes.values())
 

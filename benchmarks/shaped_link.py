@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import hashlib
-import json
 import os
 import shutil
 import socket
@@ -38,7 +37,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,9 +44,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from benchmarks.record import Record
 from peer.localswarm.process import own_command
 from peer.localswarm.swarm import LocalSwarm
-from peer.manifest import hardware, versions
 from relayswarm.config import parse
 from relayswarm.task import Measured, Options, Site, Task
 
@@ -323,24 +321,19 @@ def main() -> None:
     for tool in ("ip", "tc"):
         if shutil.which(tool) is None:
             parser.error(f"{tool} is not there: install iproute2")
-    load_before = os.getloadavg()[0]
+    record = Record()
     with linked(arguments.gigabits) as link, tempfile.TemporaryDirectory() as name:
         offer_task(Path(name))
         os.environ["PYTHONPATH"] = os.pathsep.join(
             filter(None, (name, os.environ.get("PYTHONPATH")))
         )
         rows = measure(link, arguments.elements, arguments.turns, Path(name))
-    about = {
-        "date": date.today().isoformat(),
-        "load_before": load_before,  # above 0: other work took part of the machine
-        "gigabits": arguments.gigabits,
-        "elements": arguments.elements,
-        "hardware": hardware(),
-        "versions": versions(),
-    }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**about, "rows": rows}, indent=2)
-    (arguments.output / "shaped_link.json").write_text(text + "\n")
+    about = record.write(
+        arguments.output / "shaped_link.json",
+        {"rows": rows},
+        gigabits=arguments.gigabits,
+        elements=arguments.elements,
+    )
     plot(rows, arguments.output / "shaped_link.png")
     print_table(rows, about)
 

@@ -21,12 +21,9 @@ table, and writes JSON and a plot (`--output`).
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -35,10 +32,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.record import Record
 from coordinator.graphs import build_graph
 from coordinator.spanning_tree import spanning_tree
 from coordinator.views import lay_out
-from peer.manifest import hardware, versions
 from peer.outcome import RunOutcome
 from peer.simulator.learning import Simulation, simulate
 from peer.simulator.memory import memory_of_a_swarm
@@ -90,17 +87,9 @@ def main() -> None:
     chosen = arguments.parts or usual
     for name in set(chosen) - set(parts):
         parser.error(f"no part {name!r}: choose from {', '.join(parts)}")
-    load_before = os.getloadavg()[0]
+    record = Record()
     rows = [row for name in chosen for row in parts[name]()]
-    about = {
-        "date": date.today().isoformat(),
-        "load_before": load_before,  # above 0: other work took part of the machine
-        "hardware": hardware(),
-        "versions": versions(),
-    }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**about, "rows": rows}, indent=2)
-    (arguments.output / "simulator.json").write_text(text + "\n")
+    about = record.write(arguments.output / "simulator.json", {"rows": rows})
     plot(rows, arguments.output / "simulator.png")
     print_table(rows, about)
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -28,15 +27,14 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from benchmarks.record import Record
 from peer.localswarm.process import own_command
-from peer.manifest import hardware, versions
 
 TURNS = 7
 LISTEN = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--json")
@@ -55,19 +53,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("reports/benchmark-startup"))
     parser.add_argument("--turns", type=int, default=TURNS)
     arguments = parser.parse_args()
-    load_before = os.getloadavg()[0]
+    record = Record()
     with tempfile.TemporaryDirectory() as name:
         rows = measure(Path(name), arguments.turns)
-    about = {
-        "date": date.today().isoformat(),
-        "load_before": load_before,  # above 0: other work took part of the machine
-        "turns": arguments.turns,
-        "hardware": hardware(),
-        "versions": versions(),
-    }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**about, "rows": rows}, indent=2)
-    (arguments.output / "startup.json").write_text(text + "\n")
+    record.write(arguments.output / "startup.json", {"rows": rows}, turns=arguments.turns)
     plot(rows, arguments.output / "startup.png")
     print(f"{'what':14} {'seconds':>8} {'of the processor':>17} {'beyond torch':>13}")
     for row in rows:

@@ -29,15 +29,13 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from peer.localswarm.swarm import CONFIG, LOGS, LocalCommands, LocalSwarm
-from peer.manifest import hardware, versions
-from peer.views import peer_ids
+from benchmarks.processes import events_of
+from benchmarks.record import Record
 from relayswarm.config import RunConfig, parse
 
 Row = dict[str, Any]
@@ -131,22 +129,14 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", type=case_of, default=DEFAULT, metavar="PEERSxMB")
     parser.add_argument("--output", type=Path, default=Path("reports/benchmark-step-overhead"))
     arguments = parser.parse_args()
-    load_before = os.getloadavg()[0]
+    record = Record()
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         os.environ["PYTHONPATH"] = offer_task(Path(directory))
         for case in arguments.cases:
             rows.append(measure(case))
             print_row(rows[-1], header=len(rows) == 1)
-    about = {
-        "date": date.today().isoformat(),
-        "load_before": load_before,  # above 0: other work took part of the machine
-        "hardware": hardware(),
-        "versions": versions(),
-    }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**about, "rows": rows}, indent=2)
-    (arguments.output / "step_overhead.json").write_text(text + "\n")
+    record.write(arguments.output / "step_overhead.json", {"rows": rows})
     plot(rows, arguments.output / "step_overhead.png")
 
 
@@ -201,19 +191,11 @@ def swarm_step(config: RunConfig) -> dict[str, float]:
     """Seconds from step to step of a swarm, and of these in local training."""
     at: defaultdict[str, dict[int, float]] = defaultdict(dict)
     compute: list[float] = []
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        (directory / LOGS).mkdir()
-        (directory / CONFIG).write_text(config.to_toml())
-        commands = LocalCommands(directory, "cpu", None, config)
-        with LocalSwarm(commands, peer_ids(config.peers), directory / LOGS) as swarm:
-            swarm.start()
-            for event in swarm.events():
-                if event is None or event["event"] != "step":
-                    continue
-                at[event["peer"]][event["step"]] = time.perf_counter()
-                if event["step"] >= WARM_UP:
-                    compute.append(event["compute_s"])
+    for event in events_of(config):
+        if event["event"] == "step":
+            at[event["peer"]][event["step"]] = time.perf_counter()
+            if event["step"] >= WARM_UP:
+                compute.append(event["compute_s"])
     assert len(at) == config.peers, f"{len(at)} peers of {config.peers} took steps"
     between = [
         (when[step] - when[step - WINDOW]) / WINDOW

@@ -27,10 +27,8 @@ processes, for each GB of model that went one way. Prints a table, and writes JS
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
-import os
 import queue
 import socket
 import statistics
@@ -43,7 +41,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -54,10 +51,10 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from benchmarks.record import Record
 from peer.algorithms.core import LIVE, Epoch, Head, Kind, Lin, Message, Reg, Role, Verdict
 from peer.codec import Format, bytes_of
 from peer.codec.edges import LatticeSetting
-from peer.manifest import hardware, versions
 from peer.process import compute_alone, keep_freed_memory
 from peer.registers import Registers
 from peer.transport.client import Outbox
@@ -414,23 +411,18 @@ def main() -> None:
     parser.add_argument("--turns", type=int)
     parser.add_argument("--hivemind", metavar="PYTHON", help="an interpreter that has hivemind")
     arguments = parser.parse_args()
-    load_before = os.getloadavg()[0]
+    record = Record()
     began = time.perf_counter()
     formats = FORMATS[:1] if arguments.quick else FORMATS
     methods = [BASE, "gloo", "grpc", *(f"relay {name}" for name in formats)]
     turns = arguments.turns or (QUICK_TURNS if arguments.quick else TURNS)
     rows = measure(methods, arguments.sizes, turns, arguments.hivemind)
-    about = {
-        "date": date.today().isoformat(),
-        "load_before": load_before,  # above 0: other work took part of the machine
-        "seconds": time.perf_counter() - began,
-        "turns": turns,
-        "hardware": hardware(),
-        "versions": versions(),
-    }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**about, "rows": rows}, indent=2)
-    (arguments.output / "transport.json").write_text(text + "\n")
+    record.write(
+        arguments.output / "transport.json",
+        {"rows": rows},
+        seconds=time.perf_counter() - began,
+        turns=turns,
+    )
     plot(rows, arguments.output / "transport.png")
     print_table(rows)
 
