@@ -222,7 +222,8 @@ class Conductor:
         token = object()
         with self.lock:
             member = self.membership.members.get(peer_id)
-            if member and member.incarnation == incarnation:  # nobody else ends a member's watch
+            is_members = member is not None and member.incarnation == incarnation
+            if is_members and active():  # neither a stranger ends its watch, nor a call that is over
                 self._watches[peer_id] = token
                 self._news.notify_all()
         news: News | None = None

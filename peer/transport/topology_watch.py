@@ -101,8 +101,8 @@ class TopologyWatch:
                     pause_s = FIRST_RETRY_S
                     self._take(response)
             except grpc.RpcError as error:
-                if error.code() is grpc.StatusCode.ABORTED:
-                    return  # a later watch of ours has taken over
+                # Even if another stream of ours is said to have taken over: it is one that we gave
+                # up, and that came late.
                 log.debug("watching the topology: %s", words(error))
             self._ended.wait(pause_s)
             pause_s = min(2 * pause_s, LAST_RETRY_S)

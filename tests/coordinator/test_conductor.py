@@ -200,6 +200,16 @@ def test_a_watch_ends_when_nobody_listens(conductor: Conductor) -> None:
     thread.join()
 
 
+def test_a_watch_that_was_given_up_does_not_end_the_one_after_it(conductor: Conductor) -> None:
+    """A thread may be late to begin it."""
+    conductor.handle(join("peer-0"))
+    watch = conductor.watch("peer-0", 1, lambda: True)
+    assert next(watch) == Waiting(("peer-0",), 2)
+    assert next(conductor.watch("peer-0", 1, lambda: False)) is WatchEnd.HUNG_UP
+    conductor.handle(join("peer-1"))
+    assert next(k for k in watch if isinstance(k, Publication))
+
+
 def test_a_stranger_has_nothing_to_watch(conductor: Conductor) -> None:
     assert next(conductor.watch("peer-7", 1, lambda: True)) is WatchEnd.NOT_A_MEMBER
 

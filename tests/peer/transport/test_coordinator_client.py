@@ -428,6 +428,11 @@ class Broken(grpc.RpcError):
         return "the cable was cut"
 
 
+class Superseded(Broken):
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.ABORTED
+
+
 def member(peer: str, address: str = "127.0.0.1:9") -> pb.Member:
     return pb.Member(peer_id=peer, incarnation=1, address=address)
 
@@ -438,6 +443,7 @@ class Script:
     def __init__(self, ages: list[tuple[int, int]], *, breaks: bool) -> None:
         self._ages, self._breaks = ages, breaks
         self.views: list[pb.View] = []
+        self.error = Broken
         self._cancelled = threading.Event()
 
     def __iter__(self) -> Iterator[pb.WatchTopologyResponse]:
@@ -449,7 +455,7 @@ class Script:
             yield pb.WatchTopologyResponse(view=view)
         if not self._breaks:
             self._cancelled.wait(PATIENCE_S)
-        raise Broken
+        raise self.error
 
     def cancel(self) -> bool:
         self._cancelled.set()
@@ -470,6 +476,19 @@ def test_no_view_is_handed_out_twice_nor_an_older_one_after_a_newer() -> None:
     assert [views.next_view().epoch.age for _ in range(3)] == [(5, 1), (5, 2), (6, 1)]
     assert watch.end().age == (6, 1)
     assert views.views.empty()
+
+
+def test_a_watch_that_is_said_to_be_superseded_goes_on() -> None:
+    """By one of its own streams, which it had given up: nobody else tells it of a new epoch."""
+    superseded = Script([(5, 1)], breaks=True)
+    superseded.error = Superseded
+    scripts, views = [superseded, Script([(5, 2)], breaks=False)], Views()
+    watch = TopologyWatch(
+        iter(scripts).__next__, "peer-0", seen=Epoch(5, 0), correct_lr=False, **views.callbacks()
+    )
+    watch.start()
+    assert [views.next_view().epoch.age for _ in range(2)] == [(5, 1), (5, 2)]
+    watch.end()
 
 
 def test_a_view_from_the_wire_keeps_its_order() -> None:
