@@ -121,8 +121,8 @@ class Outbox:
             visit.cut()
         elif head.kind is Kind.OFFER and self._initiator:
             self._initiator.cancel(head)
-        elif to in self._senders:
-            self._senders[to].cancel(head)
+        elif sender := self._senders.get(to):  # in one look: a view may let it go at any time
+            sender.cancel(head)
 
     def settle(self, deadline_s: float) -> None:
         """Wait at most so long until all that was posted is answered or given up, so that it has

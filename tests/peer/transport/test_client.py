@@ -287,6 +287,23 @@ def test_after_close_nothing_is_sent_and_no_thread_is_left(tools: Any) -> None:
     assert not [name for name in names if name.startswith("relayswarm-send")]
 
 
+class Fleeting(dict[str, Any]):
+    """As where another thread has a view that goes without a peer: what was there is gone."""
+
+    def __contains__(self, peer: object) -> bool:
+        return super().pop(peer, None) is not None
+
+
+def test_a_peer_may_be_let_go_while_a_message_to_it_is_cancelled(tools: Any) -> None:
+    swarm = tools.Swarm(tools)
+    head, _ = swarm.send()
+    swarm.reports.wait("sent")
+    sender = swarm.outbox._senders["peer"]
+    swarm.outbox._senders = Fleeting(peer=sender)
+    swarm.outbox.cancel("peer", head)
+    sender.stop()
+
+
 def test_every_message_is_reported_exactly_once(tools: Any) -> None:
     """Also when cancelling, replacing, refusing and closing race with each other."""
     swarm = tools.Swarm(tools)
