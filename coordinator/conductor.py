@@ -223,7 +223,7 @@ class Conductor:
         with self.lock:
             member = self.membership.members.get(peer_id)
             is_members = member is not None and member.incarnation == incarnation
-            if is_members and active():  # neither a stranger ends its watch, nor a call that is over
+            if is_members and active():  # no stranger ends its watch, nor a dead call
                 self._watches[peer_id] = token
                 self._news.notify_all()
         news: News | None = None

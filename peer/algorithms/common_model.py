@@ -159,9 +159,9 @@ class CommonModel(Algorithm):
         if isinstance(event, NewView) and (
             self._view is None or event.view.epoch.age > self._view.epoch.age
         ):
-            self._view = event.view
             if self._ending:
-                return self._begin(now)
+                return self._begin(event.view, now)
+            self._view = event.view
         if not self._ending:
             return self._train(event, now)
         match event:
@@ -181,14 +181,15 @@ class CommonModel(Algorithm):
             return effects
         self._ending = True
         kept = [effect for effect in effects if not isinstance(effect, Finished)]
-        return kept + self._begin(now)
+        return kept + self._begin(self._present, now)
 
     # --- the mean ------------------------------------------------------------------------------
 
-    def _begin(self, now: float) -> list[Effect]:
+    def _begin(self, view: View, now: float) -> list[Effect]:
         """Begin in the latest epoch, with the mean if there is one."""
         self._news_at = now
         self._standing.begin_epoch()
+        self._view = view  # now that nothing of an earlier one is taken for its own
         self._posts = Posts()
         effects: list[Effect] = []
         if self.held:
@@ -209,8 +210,7 @@ class CommonModel(Algorithm):
         standing, mean = self._standing, head.mean
         assert mean is not None, "it was admitted"
         if mean != standing.coming:
-            mean = mean if mean.members else _mean_of(self._present)
-            standing.coming, standing.halves = mean, {}
+            standing.expect(mean if mean.members else _mean_of(self._present))
             self._posts.drop(Last.MEAN)  # of an older one
         came = self._half(head.tree, Lin(((1, event.messages[0]),)), head.sender)
         return [*came, *self._advance()]

@@ -24,7 +24,11 @@ class Last(IntEnum):
 
 
 class Standing:
-    """What one peer has of the mean of all models. All but `held` and `common` is of one epoch."""
+    """What one peer has of the mean of all models. All but `held` and `common` is of one epoch.
+
+    `judge` runs in any thread. So whatever is about to be known is set last: a message that is to
+    be taken may be judged of use too soon, but never known, upon which it would not come again.
+    """
 
     def __init__(self) -> None:
         self.held: Mean | None = None  # what the live model is, once it is a mean
@@ -40,10 +44,16 @@ class Standing:
         self.have: set[PeerId] = set()  # children with all behind them that have `held`
         self.told = False  # that this peer has it, and all behind it
 
+    def expect(self, mean: Mean) -> None:
+        """A mean begins to come in, in the place of an older one."""
+        self.halves = {}
+        self.coming = mean
+
     def hold(self, mean: Mean) -> None:
         """All of a mean is in, and the live model is that now."""
+        self.have, self.told = set(), False
+        self.held = mean
         self.sums, self.coming, self.halves = {}, None, {}
-        self.held, self.have, self.told = mean, set(), False
 
     def judge(self, view: View, head: Head) -> Verdict:
         """Of a message of this round, in the topology that this peer knows."""

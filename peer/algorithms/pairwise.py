@@ -261,13 +261,13 @@ class Pairwise(Algorithm):
     def _new_view(self, view: View, now: float) -> list[Effect]:
         if self.view and view.epoch.age <= self.view.epoch.age:
             return []
+        self._exchanges.forget()  # first: `admit` would take what comes in this epoch for known
         self.view = view
         if self.phase is Phase.IDLE:
             self._seed(view.me)
             self._turns.keep(view.members, now)
             return [*self.begin(), *self._train()]
         self._turns.keep(view.members, now)
-        self._exchanges.forget()
         effects = self._exchanges.hang_up() if self._exchanges.call else []
         initiator = self._exchanges.initiator
         if initiator and initiator not in view.members:

@@ -302,11 +302,11 @@ class Synchronous(Algorithm):
             peer for peer in self._unreachable if view.members.get(peer) == old_lives.get(peer)
         }
         self._gone_on = set()
+        held = [held.head for slot in self._slots.values() for held in slot.held.values()]
+        self._slots, self._due_slots = {}, None  # first: to `admit` the old ones would be its own
         self.view = view
         self._epoch_start = self._step
         self.patience.restart()
-        held = [held.head for slot in self._slots.values() for held in slot.held.values()]
-        self._slots, self._due_slots = {}, None
         dropped = [effect for head in held for effect in self._over(head)]
         return [*self._under_way.keep(view.members), *dropped, *self._begin_epoch(view)]
 
@@ -338,7 +338,6 @@ class Synchronous(Algorithm):
             self.patience.restart()
             return effects
         self.phase = Phase.TRAINING
-        self._round = 0
         train = Train(self._step, self.lr_scale(self._view), self.momentum())
         return [*effects, *self.before_training(), train]
 
@@ -414,6 +413,7 @@ class Synchronous(Algorithm):
             return effects + self._send()
         effects.append(self._averaged(now))
         self.patience.step_ended(now, timed_out=self._timed_out > 0)
+        self._round = 0  # first: `admit` must take no message of the next step for a late one
         self._step += 1
         return effects + self._begin_step(now)
 
