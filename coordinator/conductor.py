@@ -35,9 +35,10 @@ from coordinator.members import (
 )
 from coordinator.membership import Membership
 from coordinator.progress import effective_step
+from coordinator.rules import rules_of
 from coordinator.stopping import Stopping, StopRule
 from coordinator.store import Memory, RunStore
-from coordinator.views import Layout, lay_out, lay_out_tree, why_no_dial_only
+from coordinator.views import Layout, lay_out, lay_out_tree
 from relayswarm.config import RunConfig
 from relayswarm.net.gate import Denial
 
@@ -111,22 +112,8 @@ class Conductor:
         self.config = config
         self._store, self._file_graph, self._clock = store, file_graph, clock
         memory = store.open_run(config, first_term=int(time.time()))
-        rules = Rules(
-            run_id=config.run_id,
-            needed=config.peers,
-            shards=config.shards,
-            lease_s=config.coordinator.lease_s,
-            start_timeout_s=config.coordinator.start_timeout_s,
-            max_members=max(512, 2 * config.peers),
-            steps=max(config.steps, len(config.algorithm.options.get("script", ()))),
-            wire_format=config.transport.wire_format,
-            no_dial_only=why_no_dial_only(config),
-            deterministic=config.deterministic,
-            weights=config.data.weight_range,
-            common_model=config.stop.common_model,
-        )
         self.membership = Membership(
-            rules,
+            rules_of(config),
             clock(),
             term=memory.term,
             number=memory.number,

@@ -8,7 +8,7 @@ coordinator at any time; a request and its answer take no time, a new view `VIEW
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coordinator.graph_files import LabelledGraph
@@ -20,11 +20,11 @@ from coordinator.members import (
     Join,
     Leave,
     Renew,
-    Rules,
     RunState,
     Tick,
 )
 from coordinator.membership import Membership
+from coordinator.rules import rules_of
 from coordinator.views import lay_out
 from peer.algorithms.core import NewView, PeerId, View
 from peer.simulator.world import World
@@ -56,16 +56,7 @@ class Coordination:
     _due: float | None = None
 
     def __post_init__(self) -> None:
-        config = self.config
-        rules = Rules(
-            run_id=config.run_id,
-            needed=config.peers,
-            shards=config.shards,
-            lease_s=config.coordinator.lease_s,
-            start_timeout_s=config.coordinator.start_timeout_s,
-            weights=config.data.weight_range,
-            common_model=config.stop.common_model,
-        )
+        rules = replace(rules_of(self.config), wire_format=None)  # all are of this release
         self.membership = Membership(rules, self.world.now, term=FIRST_TERM)
 
     def ask(self, peer: PeerId) -> tuple[int, tuple[PeerId, ...]] | None:
