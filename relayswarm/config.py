@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from relayswarm.errors import ConfigError
 from relayswarm.schema import Section as _Section
-from relayswarm.schema import first_problem, require_readable
+from relayswarm.schema import Versioned, first_problem
 
 UNBIASED = frozenset({"relaysgd", "d2", "gradient-tracking"})
 """Methods that end where centralized training does, however much the peers' data differ, as long as
@@ -529,9 +529,10 @@ class FaultsConfig(_Section):
         return slow
 
 
-class RunConfig(_Section):
+class RunConfig(Versioned):
     """A run. See docs/config.md for each field."""
 
+    newest = SCHEMA_VERSION
     schema_version: int = Field(
         SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION, description="Of this format: docs/stability.md."
     )
@@ -562,14 +563,6 @@ class RunConfig(_Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     stop: StopConfig = StopConfig()
     faults: FaultsConfig = FaultsConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _readable(cls, tree: object) -> object:
-        """First of all: whatever else a newer config has would only be called unknown."""
-        if isinstance(tree, Mapping):
-            require_readable("schema_version", tree.get("schema_version", 1), SCHEMA_VERSION)
-        return tree
 
     @field_validator("run_id", mode="before")
     @classmethod

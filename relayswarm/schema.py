@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from relayswarm.errors import ConfigError
 
@@ -20,6 +21,20 @@ class Section(BaseModel):
     """A table of a TOML file: unknown keys are refused, and nothing changes once it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Versioned(Section):
+    """A whole TOML file, with a `schema_version` of at most `newest`. One of a newer release is a
+    ConfigError, and that first of all: what else it has would only be called unknown."""
+
+    newest: ClassVar[int]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _readable(cls, tree: object) -> object:
+        if isinstance(tree, Mapping):
+            require_readable("schema_version", tree.get("schema_version", 1), cls.newest)
+        return tree
 
 
 def require_readable(field: str, found: object, newest: int) -> None:

@@ -7,14 +7,13 @@ this peer to it for as long as it takes part (`peer.law`).
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from relayswarm.errors import ConfigError
-from relayswarm.schema import Section, first_problem, require_readable
+from relayswarm.schema import Section, Versioned, first_problem
 
 SCHEMA_VERSION = 1
 """Of the site's file; when to raise it: docs/stability.md."""
@@ -106,9 +105,10 @@ class AuditConfig(Section):
     )
 
 
-class SiteConfig(Section):
+class SiteConfig(Versioned):
     """A site's law. See docs/sites.md for each field."""
 
+    newest = SCHEMA_VERSION
     schema_version: int = Field(
         SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION, description="Of this format: docs/stability.md."
     )
@@ -116,13 +116,6 @@ class SiteConfig(Section):
     readers: ReadersConfig = ReadersConfig()
     privacy: SitePrivacyConfig = SitePrivacyConfig()
     audit: AuditConfig = AuditConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _readable(cls, tree: object) -> object:
-        if isinstance(tree, Mapping):
-            require_readable("schema_version", tree.get("schema_version", 1), SCHEMA_VERSION)
-        return tree
 
     @model_validator(mode="after")
     def _heeds_itself(self) -> Self:
