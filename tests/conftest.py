@@ -51,6 +51,18 @@ def _logging_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
+def torch_settings() -> Iterator[None]:
+    """Leave torch's threads and determinism as they were found."""
+    import torch
+
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture
 def relayswarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """The command line in this process, in an empty folder; returns the exit code."""
     from peer import cli

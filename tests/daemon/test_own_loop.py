@@ -5,7 +5,7 @@ Each program is a thread of this process here; tests of the examples have real o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -27,14 +27,7 @@ OWN = ("task.name=own-loop", "transport.deadline_s=60", "topology.graph=chain")
 
 Program = Callable[[int], Any]
 
-
-@pytest.fixture(autouse=True)
-def _torch_settings() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 
 def together(program: Program, peers: int) -> list[Any]:

@@ -1,7 +1,5 @@
 """A small stochastic task, and torch's global settings put back after each test."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -62,9 +60,5 @@ def rig() -> type[Rig]:
 
 
 @pytest.fixture(autouse=True)
-def _torch_settings() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+def _torch_settings(torch_settings: None) -> None:
+    """Trainers of deterministic runs change them."""
