@@ -7,13 +7,11 @@ decides when. It is the home of the rules that concern a peer as a whole:
         the largest such label: it jumps ahead, and its relayed sums stay valid.
     R8  A new epoch clears slots and last-used labels. What is under way to members still goes out:
         a neighbour may be at the step before, in the old epoch, and wait for it. Who is known to be
-        unreachable stays so, in its present life. Views take effect one after the other, each at
-        its step; who has gone on to a later epoch than ours is not waited for if we know of one
-        too: what it sends now is of use there only. It says so to whoever may wait for it: by its
-        refusal of what comes, or a farewell for what had come, or has been left behind unseen.
+        unreachable stays so, in its present life.
 
 A failure therefore costs at most three deadlines once, and never one a step. The rules that
-concern a single edge are in `slots` and `sending`. R9 (a finished peer lingers) is the driver's.
+concern a single edge are in `slots` and `sending`; what R8 says of epochs that are to come is in
+`succession`. R9 (a finished peer lingers) is the driver's.
 """
 
 from __future__ import annotations
@@ -54,6 +52,7 @@ from peer.algorithms.core import (
 from peer.algorithms.patience import Patience
 from peer.algorithms.sending import UnderWay
 from peer.algorithms.slots import DROP_REASONS, Edge, Inbox, Label, Slot, label_of
+from peer.algorithms.succession import Succession
 
 
 class Phase(Enum):
@@ -82,9 +81,8 @@ class Synchronous(Algorithm):
         self.phase = Phase.IDLE
         self.lr: Coef = 0
         self.view: View | None = None
-        self._pending: list[View] = []  # later ones, each with a later effective step
+        self._to_come = Succession()
         self._unreachable: set[PeerId] = set()  # so the transport said, and nothing came since
-        self._gone_on: set[PeerId] = set()  # to a later epoch than ours
         self._step = run.start_step
         self._epoch_start = run.start_step
         self._round = 0
@@ -188,7 +186,7 @@ class Synchronous(Algorithm):
         self.run = replace(self.run, total_steps=min(self.run.total_steps, step))
 
     def farewells(self) -> list[Send]:
-        views = [self.view, *self._pending] if self.view else []
+        views = [self.view, *self._to_come] if self.view else []
         return [
             self._farewell(view, peer)
             for view in views
@@ -261,7 +259,7 @@ class Synchronous(Algorithm):
                 self._under_way.done(to, head)
                 if verdict is not Verdict.EPOCH_BEHIND or not self._is_present(head.epoch):
                     return []  # nobody waits for an answer
-                self._gone_on.add(to)
+                self._to_come.has_gone_on(to)
             case Trained(step, lr):
                 effects = self._trained(step, lr, now)
             case NewView(view):
@@ -275,11 +273,10 @@ class Synchronous(Algorithm):
     # --- topology ----------------------------------------------------------------------------
 
     def _new_view(self, view: View, now: float) -> list[Effect]:
-        known = self._last_view
+        known = self._to_come.last or self.view
         if self.phase is Phase.FINISHED or (known and view.epoch.age <= known.epoch.age):
             return []
-        sooner = [v for v in self._pending if v.effective_step < view.effective_step]
-        self._pending = [*sooner, view]
+        self._to_come.add(view)
         if self.phase is Phase.IDLE:
             self._step = max(self._step, view.effective_step)
             return self._begin_step(now)
@@ -292,16 +289,13 @@ class Synchronous(Algorithm):
 
     def _adopt(self) -> list[Effect]:
         """Take up the latest view whose time has come (R8)."""
-        due = [view for view in self._pending if view.effective_step <= self._step]
-        if not due:
+        before, view = self.view, self._to_come.take(self._step)
+        if view is None:
             return []
-        self._pending = self._pending[len(due) :]
-        before, view = self.view, due[-1]
         old_lives = before.members if before else {}
         self._unreachable = {
             peer for peer in self._unreachable if view.members.get(peer) == old_lives.get(peer)
         }
-        self._gone_on = set()
         held = [held.head for slot in self._slots.values() for held in slot.held.values()]
         self._slots, self._due_slots = {}, None  # first: to `admit` the old ones would be its own
         self.view = view
@@ -386,23 +380,15 @@ class Synchronous(Algorithm):
         if not missing:
             return []
         others = self._slots.values()
-        cut_off = not self._pending and all(slot.silent for slot in others)
+        cut_off = not self._to_come and all(slot.silent for slot in others)
         awaited = [edge for edge, slot in missing if slot.awaited(due, cut_off=cut_off)]
-        return [edge for edge in awaited if self._lives_on(edge[1])]
+        return [edge for edge in awaited if self._to_come.has(edge[1], self._view)]
 
     def _slots_due(self, due: Label) -> list[tuple[Edge, Slot]]:
         """The edges over which messages are due, with their slots: asked at every event."""
         if self._due_slots is None or self._due_slots[0] != due:
             self._due_slots = (due, [(edge, self._slot(edge)) for edge in self._edges])
         return self._due_slots[1]
-
-    def _lives_on(self, peer: PeerId) -> bool:
-        """Whether the last topology known still has that peer, in its present life, and it has not
-        gone on to a later one without us. (If we know of no later one, ours is on its way.)"""
-        if not self._pending:
-            return True
-        following = self._pending[-1].members.get(peer)
-        return following == self._view.members.get(peer) and peer not in self._gone_on
 
     def _complete(self, now: float) -> list[Effect]:
         inbox, effects = self._take()
@@ -477,7 +463,7 @@ class Synchronous(Algorithm):
         elif self.admit(head) is not Verdict.ACCEPTED:
             pass
         elif head.left:
-            self._gone_on.add(peer)
+            self._to_come.has_gone_on(peer)
         else:
             if self._waiting_since == math.inf:
                 self._heard(head, now)
@@ -510,11 +496,6 @@ class Synchronous(Algorithm):
     def _view(self) -> View:
         assert self.view is not None, "no topology yet"
         return self.view
-
-    @property
-    def _last_view(self) -> View | None:
-        """The latest one known, whether or not it has taken effect."""
-        return self._pending[-1] if self._pending else self.view
 
     def _is_present(self, epoch: Epoch) -> bool:
         return self.view is not None and epoch == self.view.epoch
