@@ -52,7 +52,7 @@ from peer.daemon_metrics import swarm_metrics
 from peer.driver import Driver
 from peer.hellos import Hello
 from peer.law import NO_LAW, Law
-from peer.local_training import MakeTraining
+from peer.local_training import MakeTraining, Training
 from peer.metrics import PeerMetrics, value
 from peer.pace import Pace
 from peer.process import computing_alone
@@ -142,7 +142,9 @@ class Daemon:
             metric_weight(config, weight),
             law.may_tell,
         )
-        self._training = make_training(peer, trainer, checkpoints, metrics, announce, self.swarm)
+        self._training = make_training(
+            Training(peer, trainer, checkpoints, metrics, announce, self.swarm)
+        )
         self._checkpoints = checkpoints
         self._begin(algorithm)
         self._successors: list[_Successor] = []  # take over between steps; under the guard

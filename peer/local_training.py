@@ -11,8 +11,8 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -28,31 +28,31 @@ from relayswarm.task import Measured
 OnTrained: TypeAlias = Callable[[Future[TrainResult]], None]
 
 
+@dataclass(frozen=True)
+class Training:
+    """Whose local training it is, and what it works with. `swarm` says when evaluations are due,
+    and hears of each on the way."""
+
+    peer: PeerId
+    learner: Learner
+    checkpoints: Checkpoints
+    metrics: PeerMetrics
+    announce: Announcer
+    swarm: SwarmMetrics
+
+
 class LocalTraining(ABC):
     """Takes one step after the other.
 
     `steps_done` counts the steps that the live model has seen.
     """
 
-    def __init__(
-        self,
-        peer: PeerId,
-        learner: Learner,
-        checkpoints: Checkpoints,
-        metrics: PeerMetrics,
-        announce: Announcer,
-        swarm: SwarmMetrics,
-    ) -> None:
-        """`swarm` says when evaluations are due, and hears of each on the way."""
+    def __init__(self, of: Training) -> None:
+        config = of.learner.config
         self.steps_done = 0
-        self._peer = peer
-        self._learner = learner
-        self._checkpoints = checkpoints
-        self._metrics = metrics
-        self._announce = announce
-        self._swarm = swarm
-        self._before = BeforeAveraging(learner.config, swarm.is_due)
-        self._slow_down = learner.config.faults.slow.get(peer, 1.0)
+        self._of = of
+        self._before = BeforeAveraging(config, of.swarm.is_due)
+        self._slow_down = config.faults.slow.get(of.peer, 1.0)
         self._hurry = threading.Event()  # a straggler on purpose may stop waiting
 
     @abstractmethod
@@ -71,10 +71,10 @@ class LocalTraining(ABC):
 
     def evaluate(self, step: int) -> dict[str, Measured]:
         """Measure the live model, in the thread that takes the local steps."""
-        measured = self._before.joined(step, self._learner.evaluate())
+        measured = self._before.joined(step, self._of.learner.evaluate())
         values = {name: m.value for name, m in measured.items()}
-        self._metrics.evaluated(values)
-        self._announce("evaluation", peer=self._peer, step=step, metrics=values)
+        self._of.metrics.evaluated(values)
+        self._of.announce("evaluation", peer=self._of.peer, step=step, metrics=values)
         return measured
 
     def evaluate_last(self, step: int) -> dict[str, Measured]:
@@ -83,14 +83,14 @@ class LocalTraining(ABC):
 
     def _prepare(self, step: int, captured: Captured | None) -> None:
         """What is due before a step, while the model is x^(t)."""
-        self._checkpoints.save_if_due(step, captured)
-        every = self._learner.config.evaluation.every
+        self._of.checkpoints.save_if_due(step, captured)
+        every = self._of.learner.config.evaluation.every
         if every and step % every == 0 and step > 0:
-            self._swarm.measured(step, self.evaluate(step))
+            self._of.swarm.measured(step, self.evaluate(step))
 
     def _conclude(self, step: int) -> None:
         """What is due after the local steps of a step, while the model is not averaged yet."""
-        self._before.trained(step, self._learner.evaluate)
+        self._before.trained(step, self._of.learner.evaluate)
 
     def _budget_s(self, effect: Train) -> float:
         """How long local steps go on. Who is slow on purpose takes but a part of the time, and
@@ -105,16 +105,5 @@ class LocalTraining(ABC):
         return result
 
 
-class MakeTraining(Protocol):
-    """Makes the local training of a daemon; parameters are those of `LocalTraining`."""
-
-    def __call__(
-        self,
-        peer: PeerId,
-        learner: Learner,
-        checkpoints: Checkpoints,
-        metrics: PeerMetrics,
-        announce: Announcer,
-        swarm: SwarmMetrics,
-        /,
-    ) -> LocalTraining: ...
+MakeTraining: TypeAlias = Callable[[Training], LocalTraining]
+"""Makes the local training of a daemon."""

@@ -9,13 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from peer.algorithms.core import PeerId, Train
-from peer.announce import Announcer
-from peer.checkpoints import Captured, Checkpoints
-from peer.local_training import LocalTraining, OnTrained
-from peer.metrics import PeerMetrics
-from peer.swarm_metrics import SwarmMetrics
-from peer.training.learner import Learner, TrainResult
+from peer.algorithms.core import Train
+from peer.checkpoints import Captured
+from peer.local_training import LocalTraining, OnTrained, Training
+from peer.training.learner import TrainResult
 from peer.training.trainer import Trainer
 from relayswarm.errors import OutOfMemoryError
 
@@ -23,18 +20,10 @@ from relayswarm.errors import OutOfMemoryError
 class TrainingThread(LocalTraining):
     """One thread that takes one step after the other, and calls whoever waits for it."""
 
-    def __init__(
-        self,
-        peer: PeerId,
-        learner: Learner,
-        checkpoints: Checkpoints,
-        metrics: PeerMetrics,
-        announce: Announcer,
-        swarm: SwarmMetrics,
-    ) -> None:
-        super().__init__(peer, learner, checkpoints, metrics, announce, swarm)
-        assert isinstance(learner, Trainer), "a program takes its local steps itself"
-        self._trainer = learner
+    def __init__(self, of: Training) -> None:
+        super().__init__(of)
+        assert isinstance(of.learner, Trainer), "a program takes its local steps itself"
+        self._trainer = of.learner
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
 
     def start(

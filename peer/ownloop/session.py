@@ -11,12 +11,11 @@ import threading
 import weakref
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from peer.local_training import LocalTraining
+from peer.local_training import LocalTraining, Training
 from peer.ownloop.training import LoopTraining
 from peer.ownloop.turns import Turns
 from peer.parts import Learning, PeerOptions
@@ -153,8 +152,8 @@ class OwnLoop:
             self._late = failure
             log.warning("this peer did not end well: %s", failure)
 
-    def _make_training(self, *arguments: Any) -> LocalTraining:
-        self.training = LoopTraining(self._turns, *arguments)
+    def _make_training(self, of: Training) -> LocalTraining:
+        self.training = LoopTraining(self._turns, of)
         return self.training
 
 

@@ -11,14 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from peer.algorithms.core import PeerId, Train
-from peer.announce import Announcer
-from peer.checkpoints import Captured, Checkpoints
-from peer.local_training import LocalTraining, OnTrained
-from peer.metrics import PeerMetrics
+from peer.algorithms.core import Train
+from peer.checkpoints import Captured
+from peer.local_training import LocalTraining, OnTrained, Training
 from peer.ownloop.turns import Turns
-from peer.swarm_metrics import SwarmMetrics
-from peer.training.learner import Learner, TrainResult
+from peer.training.learner import TrainResult
 from peer.training.program import ProgramModel
 from relayswarm.errors import ConfigError
 from relayswarm.task import Measured
@@ -40,17 +37,9 @@ class _Turn:
 class LoopTraining(LocalTraining):
     """Gives the program its turns. `stepped` is called by the program, the rest by the daemon."""
 
-    def __init__(
-        self,
-        turns: Turns,
-        peer: PeerId,
-        learner: Learner,
-        checkpoints: Checkpoints,
-        metrics: PeerMetrics,
-        announce: Announcer,
-        swarm: SwarmMetrics,
-    ) -> None:
-        super().__init__(peer, learner, checkpoints, metrics, announce, swarm)
+    def __init__(self, turns: Turns, of: Training) -> None:
+        super().__init__(of)
+        learner = of.learner
         assert isinstance(learner, ProgramModel)
         self.model = learner
         self._turns = turns
