@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,3 +68,30 @@ def test_freed_memory_of_chunks_is_used_again() -> None:
     before, after = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert before > 512, "glibc would keep it anyway"
     assert after < 16
+
+
+HUGE = """
+import json, resource, sys
+from peer.process import keep_freed_memory
+
+if sys.argv[1] == "keeping":
+    keep_freed_memory()
+import torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(8_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_models_are_in_huge_pages_where_the_system_gives_some() -> None:
+    """Else to have memory for a model takes thousands of faults, and longer than to fill it."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[madvise]" not in setting.read_text(encoding="ascii"):
+        pytest.skip("the system gives huge pages to nobody, or to all")
+    command = [sys.executable, "-c", HUGE]
+    alone, keeping = (
+        int(subprocess.run([*command, word], capture_output=True, check=True).stdout)
+        for word in ("alone", "keeping")
+    )
+    assert alone > 7_000
+    assert keeping < alone / 4
