@@ -29,8 +29,15 @@ SERVICE = pb.DESCRIPTOR.services_by_name["PeerService"].full_name
 CHUNK_BYTES = 1 << 20
 """Payload bytes in a streamed request; a message below that goes in one unary request."""
 
-MESSAGE_LIMIT = 2 * CHUNK_BYTES + (1 << 16)
-"""Largest request or response taken: two chunks of a generous foreign encoder, and a header."""
+LARGE_CHUNK_BYTES = 2 * CHUNK_BYTES
+"""In a request of a long message: each request has four threads take turns, at a third of a
+millisecond of the processor's together. Of a short one it would be too much that waits for the
+first request to be formed, and for the last one to be taken."""
+
+LONG_BYTES = 16 * LARGE_CHUNK_BYTES
+
+MESSAGE_LIMIT = LARGE_CHUNK_BYTES + (1 << 16)
+"""Largest request or response taken: a large chunk, and a header."""
 
 HEADER_LIMIT = 1 << 16
 """Bytes of a message besides its payload: many small fields would take far more memory parsed."""

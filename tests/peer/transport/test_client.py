@@ -12,9 +12,11 @@ from peer.algorithms.core import Verdict
 from peer.codec import Format
 from peer.faults import FaultPlan
 from peer.transport.sender import BACKLOG
+from peer.transport.wire import CHUNK_BYTES, LARGE_CHUNK_BYTES, LONG_BYTES, PREFIX_BYTES
 from relayswarm.config import FaultsConfig
 
 LARGE = 600_000  # elements of float32: three chunks
+LONG = LONG_BYTES // 4  # elements of float32
 
 
 @pytest.fixture(params=["dialled", "collected"])
@@ -37,6 +39,16 @@ def test_delivers_whatever_the_size(tools: Any, elements: int) -> None:
     assert torch.equal(vectors[0], outgoing.vectors[0])
     assert outgoing.closed == 1
     assert not swarm.reports.of("retried") + swarm.reports.of("unreachable")
+
+
+@pytest.mark.parametrize(("elements", "size"), [(LONG - 1, CHUNK_BYTES), (LONG, LARGE_CHUNK_BYTES)])
+def test_long_messages_come_in_larger_chunks(tools: Any, elements: int, size: int) -> None:
+    swarm = tools.Swarm(tools, elements)
+    head, outgoing = swarm.send()
+    assert swarm.reports.wait("sent") == [("peer", head, Verdict.ACCEPTED)]
+    ((_, vectors),) = swarm.handler.of("received")
+    assert torch.equal(vectors[0], outgoing.vectors[0])
+    assert max(count for (count,) in swarm.handler.of("bytes_in")) == size + PREFIX_BYTES
 
 
 def test_small_payloads_are_read_at_once_and_large_ones_while_they_stream(tools: Any) -> None:
