@@ -6,9 +6,11 @@ clock), `Vectors` the arithmetic. One thread feeds events.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
-from peer.algorithms.clipping import plain
+from peer.algorithms.clipping import is_clipped, plain
 from peer.algorithms.core import (
     LIVE,
     Algorithm,
@@ -36,7 +38,7 @@ class Vectors(Protocol):
     """Registers of one peer: torch tensors in the product, Fractions in a test."""
 
     def split(self, trees: int) -> None: ...
-    def set(self, reg: Reg, lin: Lin, tree: int | None = None) -> None: ...
+    def set_together(self, sets: Sequence[Set]) -> None: ...
     def quantize(self, reg: Reg, lin: Lin, to: PeerId, head: Head) -> None: ...
     def apart(self, lin: Lin) -> None: ...
     def norm(self, lin: Lin, tree: int | None = None) -> float: ...
@@ -83,13 +85,35 @@ class Driver:
     def feed(self, event: Event, now: float) -> None:
         if isinstance(event, NewView):
             self._vectors.split(len(event.view.trees))
+        sets: list[Set] = []
+        ended: list[Averaged] = []
         for effect in self.algorithm.handle(event, now):
-            self._perform(effect)
+            if sets and isinstance(effect, Averaged):
+                ended.append(effect)
+                continue
+            is_plain = isinstance(effect, Set) and not is_clipped(effect.lin)
+            if sets and not is_plain:  # it comes after all that is set, and may measure it
+                self._set(sets, ended)
+                sets, ended = [], []
+            if isinstance(effect, Set):
+                sets.append(effect if is_plain else self._measured(effect))
+            else:
+                self._perform(effect)
+        if sets:
+            self._set(sets, ended)
+
+    def _set(self, sets: Sequence[Set], ended: Sequence[Averaged]) -> None:
+        """Registers that are set one after the other, together: one pass over memory does for all.
+        The end of a step, between a mean and what is kept of it, is told after both."""
+        self._vectors.set_together(sets)
+        for effect in ended:
+            self._host.averaged(effect)
+
+    def _measured(self, effect: Set) -> Set:
+        return replace(effect, lin=self._plain(effect.lin, effect.tree))
 
     def _perform(self, effect: object) -> None:
         match effect:
-            case Set(reg, lin, tree):
-                self._vectors.set(reg, self._plain(lin, tree), tree)
             case Quantize(reg, lin, to, head):
                 self._vectors.quantize(reg, lin, to, head)
             case Apart(lin):

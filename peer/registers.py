@@ -15,12 +15,12 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from peer.algorithms.core import LIVE, Coef, Head, Kind, Lin, Message, PeerId, Reg, Role
+from peer.algorithms.core import LIVE, Coef, Head, Kind, Lin, Message, PeerId, Reg, Role, Set
 from peer.codec.edges import Lattice
 from peer.codec.quantizer import Quantizer
 
@@ -49,6 +49,7 @@ class Registers:
         self._quantizer = quantizer
         self._lattices: dict[str, Lattice | None] = {}  # of registers that were rounded to one
         self._readers: weakref.WeakSet[Outgoing] = weakref.WeakSet()
+        self._copies: list[Tensor] = []  # that are read, or were
         self._writes: Counter[str] = Counter()
         self._mark = object()  # tells them from others of the same process
         self._guard = threading.Lock()  # readers are read by transport threads
@@ -68,18 +69,41 @@ class Registers:
 
     def set(self, reg: Reg, lin: Lin, tree: int | None = None) -> None:
         """Evaluate `lin` into `reg` on the coordinates of `tree`."""
-        self.about_to_write(reg.name)
-        start, stop = self.span(tree)
-        target = self.tensors[reg.name]
-        in_place = all(ref != reg for _, ref in lin.terms[1:])  # else it is read once written
-        for a in range(start, stop, self.chunk):
-            b = min(a + self.chunk, stop)
-            out = _cut(target, a, b)
-            value = evaluate(lin, self.tensors, a, b, start, out if in_place else None)
-            if value is not out:
-                out.copy_(value)
-        if self._roles.get(reg.name) is Role.CORRECTION:
-            target[self._parameters_end :] = 0
+        self.set_together((Set(reg, lin, tree),))
+
+    def set_together(self, sets: Sequence[Set]) -> None:
+        """Evaluate them one after the other: chunk by chunk, so that all is done to a chunk while
+        it is in the processor's cache, readers' copies included."""
+        for one in sets:
+            self._writes[one.reg.name] += 1
+        if self._readers:
+            with self._guard:  # held until the copies are whole
+                copies = self._copies_for_readers(one.reg.name for one in sets)
+                if copies:
+                    self._evaluate(sets, copies)
+                    return
+        self._evaluate(sets)
+
+    def _evaluate(self, sets: Sequence[Set], copies: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
+        elements = self.tensors[LIVE].numel()
+        for a in range(0, elements, self.chunk):
+            b = min(a + self.chunk, elements)
+            for copy, live in copies:
+                _cut(copy, a, b).copy_(_cut(live, a, b))
+            for one in sets:
+                start, stop = self.span(one.tree)
+                if a < stop and b > start:
+                    self._evaluate_chunk(one, max(a, start), min(b, stop), start)
+
+    def _evaluate_chunk(self, one: Set, a: int, b: int, origin: int) -> None:
+        name, lin = one.reg.name, one.lin
+        out = _cut(self.tensors[name], a, b)
+        in_place = all(ref != one.reg for _, ref in lin.terms[1:])  # else it is read once written
+        value = evaluate(lin, self.tensors, a, b, origin, out if in_place else None)
+        if value is not out:
+            out.copy_(value)
+        if b > self._parameters_end and self._roles.get(name) is Role.CORRECTION:
+            out[max(self._parameters_end - a, 0) :] = 0
 
     def quantize(self, reg: Reg, lin: Lin, to: PeerId, head: Head) -> None:
         """Evaluate Q(lin) into `reg`, for `to` to get with the message that `head` stands for."""
@@ -132,15 +156,34 @@ class Registers:
     def about_to_write(self, name: str) -> None:
         """Copy `name` for those who still read it; to be called before anything overwrites it."""
         self._writes[name] += 1
-        if not self._readers:
-            return
-        live = self.tensors[name]
-        with self._guard:
+        if self._readers:
+            with self._guard:
+                for copy, live in self._copies_for_readers((name,)):
+                    copy.copy_(live)
+
+    def _copies_for_readers(self, names: Iterable[str]) -> list[tuple[Tensor, Tensor]]:
+        """Under the guard: memory for copies of registers that are still read, from now on there,
+        and what is to be copied to it."""
+        copies = []
+        for name in dict.fromkeys(names):
+            live = self.tensors[name]
             readers = [reader for reader in self._readers if reader.reads(name, live)]
             if readers:
-                copy = live.clone()
+                copy = self._spare(live)
                 for reader in readers:
                     reader.tensors[name] = copy
+                copies.append((copy, live))
+        return copies
+
+    def _spare(self, live: Tensor) -> Tensor:
+        """Memory for a copy. It is kept for the next one: to have it again from the system, page by
+        page and zeroed, took longer than to copy."""
+        read = {id(tensor) for reader in self._readers for tensor in reader.tensors.values()}
+        for copy in self._copies:
+            if id(copy) not in read:
+                return copy
+        self._copies.append(torch.empty_like(live))
+        return self._copies[-1]
 
 
 class Outgoing:

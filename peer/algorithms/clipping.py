@@ -48,10 +48,7 @@ def clipped(message: Message, center: Reg, radius: Coef | None, models: Coef = 1
 def plain(lin: Lin, norm: Callable[[Lin], float]) -> Lin:
     """The same combination of plain messages and registers, now that `norm` tells how far apart
     they are. What is infinitely far is not used at all."""
-    for _, ref in lin.terms:  # a loop, because every combination of every run comes by
-        if type(ref) is Clipped:
-            break
-    else:
+    if not is_clipped(lin):
         return lin
     terms: list[tuple[Coef, Reg | Message]] = []
     for coef, ref in lin.terms:
@@ -62,3 +59,11 @@ def plain(lin: Lin, norm: Callable[[Lin], float]) -> Lin:
         else:
             terms.append((coef, ref))
     return Lin(tuple(terms), lin.divisor)
+
+
+def is_clipped(lin: Lin) -> bool:
+    """Whether there is anything to measure in it."""
+    for _, ref in lin.terms:  # noqa: SIM110 - every combination of every run comes by
+        if type(ref) is Clipped:
+            return True
+    return False

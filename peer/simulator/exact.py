@@ -29,6 +29,7 @@ from peer.algorithms.core import (
     Reg,
     Role,
     Run,
+    Set,
     Train,
     Trained,
     View,
@@ -65,6 +66,10 @@ class ExactVectors:
         if self._roles.get(reg.name) is Role.CORRECTION:
             new[self._parameters_end :] = [Fraction(0)] * (len(old) - self._parameters_end)
         self.registers[reg.name] = tuple(new)
+
+    def set_together(self, sets: Sequence[Set]) -> None:
+        for one in sets:
+            self.set(one.reg, one.lin, one.tree)
 
     def quantize(self, reg: Reg, lin: Lin, to: PeerId, head: Head) -> None:  # noqa: ARG002
         """Fractions need no rounding."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from peer.algorithms.core import Head, Kind, Lin, Message, PeerId, Reg, Train, Trained
+from peer.algorithms.core import Head, Kind, Lin, Message, PeerId, Reg, Set, Train, Trained
 from peer.simulator.counts import Count, Formula, formula_of
 from peer.simulator.plan import Recorder, Row
 
@@ -43,6 +43,10 @@ class SymbolicVectors:
         target = self._recorder.row(reg.name, self._peer)
         for part in self._parts(tree):
             self._form(part, target, lin)
+
+    def set_together(self, sets: Sequence[Set]) -> None:
+        for one in sets:
+            self.set(one.reg, one.lin, one.tree)
 
     def quantize(self, reg: Reg, lin: Lin, to: PeerId, head: Head) -> None:  # noqa: ARG002
         raise AssertionError("a plan holds no values: nothing can be rounded")

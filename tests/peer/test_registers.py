@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from peer.algorithms.core import LIVE, Epoch, Head, Kind, Lin, Message, Reg, Role
+from peer.algorithms.core import LIVE, Epoch, Head, Kind, Lin, Message, Reg, Role, Set
 from peer.registers import Registers, evaluate, span
 
 X, OLD, FIX = Reg(LIVE), Reg("old"), Reg("correction")
@@ -290,3 +290,67 @@ def test_readers_in_other_threads_never_see_a_write() -> None:
         thread.join(PATIENCE_S)
     assert not mixed
     assert torch.equal(registers[LIVE], torch.full((size,), float(rounds)))
+
+
+# --- several at once ------------------------------------------------------------------------------
+
+
+@given(chunk=st.integers(1, D + 2), trees=st.integers(1, 2), buffers=st.integers(0, 4))
+def test_registers_set_together_end_as_if_set_one_after_the_other(
+    chunk: int, trees: int, buffers: int
+) -> None:
+    """Also where a later one needs what an earlier one has set, readers wait, and a half of the
+    vector has a mean of its own."""
+    generator = torch.Generator().manual_seed(chunk)
+    live = torch.randn(D, generator=generator)
+    sets = [
+        Set(FIX, Lin(((1, X), (-1, OLD)))),
+        *(mean_with_a_message(tree, trees, generator) for tree in range(trees)),
+        Set(OLD, Lin(((2, X), (1, FIX)))),
+        Set(X, Lin(((1, OLD), (1, X)))),
+    ]
+    together, apart = (make(live.clone(), buffers, chunk) for _ in range(2))
+    readers = []
+    for registers in (together, apart):
+        registers.split(trees)
+        readers.append(registers.outgoing((Lin(((1, X), (1, OLD))),), head(Kind.GOSSIP)))
+    together.set_together(sets)
+    for one in sets:
+        apart.set(one.reg, one.lin, one.tree)
+    for name in (LIVE, *ROLES):
+        assert torch.equal(together[name], apart[name])
+    for reader in readers:
+        assert torch.equal(reader.read(0, 0, D), live)
+
+
+def mean_with_a_message(tree: int, trees: int, generator: torch.Generator) -> Set:
+    start, stop = span(D, tree, trees)
+    payload = torch.randn(stop - start, generator=generator)
+    return Set(X, Lin(((1, X), (1, message(payload, tree))), 2), tree)
+
+
+def test_copies_are_made_in_the_same_memory_again() -> None:
+    """Of models, memory from the system takes longer than the copying."""
+    registers = make()
+    places = []
+    for _ in range(3):
+        readers = [registers.outgoing((Lin(((1, reg),)),), head()) for reg in (X, OLD)]
+        registers.set_together([Set(OLD, Lin(((2, X),))), Set(X, Lin(()))])
+        copies = [readers[0].tensors[LIVE], readers[1].tensors["old"]]
+        places.append({copy.data_ptr() for copy in copies})
+        assert len(places[-1]) == 2
+        for reader in readers:
+            reader.close()
+    assert places[0] == places[1] == places[2]
+
+
+def test_a_copy_that_is_read_is_not_written_over() -> None:
+    registers = make()
+    expected = []
+    readers = []
+    for k in range(4):
+        expected.append(registers[LIVE].clone())
+        readers.append(registers.outgoing((Lin(((1, X),)),), head()))
+        registers.set(X, Lin(((k + 2, X),)))
+    for value, reader in zip(expected, readers, strict=True):
+        assert torch.equal(reader.read(0, 0, D), value)
