@@ -204,8 +204,8 @@ class Simulation:
             reachable=lambda a, b: not self._plan.parted(self._world.now, a, b),
             traffic=self._meter,
             wire=wire,
+            follows_swarm=follows_swarm(config) and not first.settings.is_constant,
         )
-        self._world.follows_swarm = follows_swarm(config) and not first.settings.is_constant
         self._mail = MetricMail(PlannedLink(self._plan), self._world.connected, self._world)
         self._crashes = Crashes(self._plan, self._world, self._crashed, self._come_back)
         self._coordination: Coordination | None = None

@@ -158,8 +158,8 @@ class StackedSimulation:
             reachable=lambda a, b: not plan.parted(world.now, a, b),
             traffic=self._meter,
             wire=PlainWire(wire_format, self._meter.wrote) if pairs else None,
+            follows_swarm=follows_swarm(config) and not first.settings.is_constant,
         )
-        world.follows_swarm = follows_swarm(config) and not first.settings.is_constant
         seconds = [LOCAL_STEP_S * plan.slow_down(peer) for peer in self._members]
         bodies = Bodies(lru_cache(maxsize=8)(first.lr), seconds)  # all ask for the same step
         views = self._views

@@ -147,7 +147,8 @@ class Node:
         if self.on_event:
             self.on_event(event)
         self.driver.feed(event, self.world.now)
-        self.world.count_steps(self)
+        if self.world.follows_swarm:
+            self.world.count_steps(self)
         self._set_alarm()
 
     def take(self, flight: _Flight) -> None:
@@ -236,7 +237,8 @@ class World:
     the transport sees to; with `ordered = False` they may overtake each other, with
     `cancels = False` a message that was cancelled arrives all the same. A message to a peer that
     cannot be reached is lost, and its sender told that the peer is unreachable. `wire` carries what
-    a receiver takes, when it arrives.
+    a receiver takes, when it arrives. `follows_swarm` says whether rates do (see `peer.pace`), so
+    that the peers' progress is counted.
     """
 
     def __init__(
@@ -248,9 +250,10 @@ class World:
         reachable: Reachable = always,
         traffic: Traffic | None = None,
         wire: Wire | None = None,
+        follows_swarm: bool = False,
     ) -> None:
         self.now = 0.0
-        self.follows_swarm = False  # whether rates do: see `peer.pace`
+        self.follows_swarm = follows_swarm
         self.nodes: dict[PeerId, Node] = {}
         self._steps: dict[PeerId, int] = {}  # of each peer that lives
         self._steps_in_all = 0

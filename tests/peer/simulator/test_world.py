@@ -195,8 +195,7 @@ def test_progress_is_the_mean_of_the_living_peers_steps(seed: int, crashes: list
     graph, run = build_graph("ring", 5), Run(8, seed=seed, deadline_s=2.0)
     problem = Problem([(F(i),) for i in range(5)], [(F(-i),) for i in range(5)])
     draw = random.Random(seed)
-    world = World(SeededLink(seed, delay_s=(0.001, 1.0)))
-    world.follows_swarm = True
+    world = World(SeededLink(seed, delay_s=(0.001, 1.0)), follows_swarm=True)
     seen: list[int | None] = []
 
     def trains(effect: Train) -> None:
