@@ -282,7 +282,7 @@ class Peer:
         """End it before its time, from another thread; it does not wait for that."""
         if self.daemon is None:
             self.client.close()  # whoever waits for a coordinator
-        else:
+        if self.daemon is not None:  # perhaps since then, and it has joined
             self.daemon.stop()
 
     def _until_told(self, action: Callable[[], T]) -> T | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -16,7 +17,7 @@ PATIENCE_S = 20.0
 
 
 @pytest.fixture
-def done() -> Iterator[Peer]:
+def done() -> Iterator[Any]:
     """Its core loop has ended: that hears of nothing any more."""
     peer = Peer(PeerOptions(coordinator="127.0.0.1:1"))
     peer.daemon = Mock()
@@ -30,6 +31,17 @@ def test_a_signal_between_the_last_step_and_lingering_is_not_lost(done: Peer) ->
     thread.start()
     thread.join(PATIENCE_S)
     assert not thread.is_alive()
+
+
+def test_a_peer_that_has_just_joined_when_it_is_stopped_ends(
+    done: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its line is closed then: it would wait for ever for a view."""
+    daemon, done.daemon = done.daemon, None
+    monkeypatch.setattr(done.client, "close", lambda: setattr(done, "daemon", daemon))
+    done.stop()
+    assert daemon.stop.called
+    monkeypatch.undo()
 
 
 def test_a_signal_ends_lingering_and_the_next_one_nothing_more(done: Peer) -> None:
