@@ -27,6 +27,8 @@ from relayswarm.config import RunConfig
 from tests.daemon.wires import Wires, free_port
 
 PATIENCE_S = 90.0  # for a machine that does other things too; nothing waits when all is well
+PRELOAD_S = 300.0  # for the imports, before the first process: they take all of a core
+LIMIT_S = 480  # of a test that does not say otherwise: more than one wait may be long
 
 Event = Mapping[str, Any]
 
@@ -57,7 +59,7 @@ class Zygote:
         request = json.dumps({"arguments": arguments, "path": path}).encode()
         with self._changed:
             socket.send_fds(self._control, [request], [stdout, stderr])
-            self._changed.wait_for(lambda: self._started or self._is_dead, PATIENCE_S)
+            self._changed.wait_for(lambda: self._started or self._is_dead, PRELOAD_S)
             assert self._started, "no process started"
             return self._started.pop()
 
@@ -320,6 +322,13 @@ def install(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return install
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Waits here have deadlines of their own, which say what was waited for."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LIMIT_S))
 
 
 @pytest.fixture(scope="session")
