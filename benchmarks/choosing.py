@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from peer.localswarm.session import lay_out_run
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from relayswarm.config import parse
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "choosing.md"

@@ -31,7 +31,7 @@ import peer.config
 from peer.algorithms import ALGORITHMS
 from peer.algorithms.relaysgd import Options, RelaySGD
 from peer.faults import FaultPlan
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from relayswarm import config as run_config
 from relayswarm.config import RunConfig
 

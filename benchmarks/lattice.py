@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.record import Record
 from peer.codec.lattice import FULL_PRECISION
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from relayswarm.config import RunConfig, parse
 
 Row = dict[str, Any]

@@ -37,8 +37,9 @@ from coordinator.graphs import build_graph
 from coordinator.spanning_tree import spanning_tree
 from coordinator.views import lay_out
 from peer.outcome import RunOutcome
-from peer.simulator.learning import Simulation, simulate
+from peer.simulator.learning import Simulation
 from peer.simulator.memory import memory_of_a_swarm
+from peer.simulator.run import simulate
 from peer.simulator.stacked_run import StackedSimulation
 from peer.simulator.stacked_training import OneByOne, Stacked
 from peer.tasks.quadratics import Quadratics

@@ -14,7 +14,7 @@ from coordinator.views import Layout
 from peer.algorithms.core import Kind, View
 from peer.algorithms.synchronous import Synchronous
 from peer.config import build_algorithm
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from peer.simulator.traffic import PerStep
 from peer.views import views_of
 from relayswarm.config import RunConfig, TaskConfig

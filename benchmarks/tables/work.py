@@ -16,8 +16,9 @@ from torch import Tensor
 from benchmarks.tables.cells import Cell, config_of
 from peer.baseline import first_trainer
 from peer.outcome import RunOutcome
-from peer.simulator.learning import Simulation, simulate
+from peer.simulator.learning import Simulation
 from peer.simulator.memory import memory_of_a_swarm
+from peer.simulator.run import simulate
 from peer.simulator.stacked_run import StackedSimulation
 from peer.training.trainer import Trainer
 from relayswarm.config import RunConfig

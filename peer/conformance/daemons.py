@@ -22,7 +22,7 @@ from peer.algorithms.core import Algorithm
 from peer.config import OFFERS, check_algorithm
 from peer.localswarm.swarm import CONFIG, LOGS, STATE, LocalCommands, LocalSwarm
 from peer.outcome import PeerOutcome
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from peer.views import peer_ids
 from relayswarm.config import RunConfig, validate
 from relayswarm.errors import RelayswarmError

@@ -143,7 +143,7 @@ def simulate(config: RunConfig, options: SessionOptions) -> ExitCode:
 
     Raises RelayswarmError for what the user can mend, and when no peer finished.
     """
-    from peer.simulator.learning import simulate as run_simulation
+    from peer.simulator.run import simulate as run_simulation
     from peer.simulator.stacked_run import is_wanted
 
     first = check(config, options)

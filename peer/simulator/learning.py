@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,157 +21,37 @@ from coordinator.members import SwarmMetric, SwarmMetrics
 from coordinator.stopping import Stopping, StopRule
 from coordinator.views import FILE, lay_out
 from peer.algorithms.core import (
-    Algorithm,
     Averaged,
     Event,
     Gone,
-    Head,
-    Kind,
-    Lin,
     NewView,
     PeerId,
     Train,
-    Trained,
 )
 from peer.algorithms.pairwise import Pairwise
 from peer.baseline import first_site, plain
-from peer.before_averaging import BeforeAveraging
-from peer.codec import Format, default_format, roundtrip
-from peer.codec.edges import Lattice
+from peer.codec import Format
 from peer.config import build_algorithm, follows_swarm, is_pairwise
-from peer.faults import FaultPlan, check_peers
+from peer.faults import FaultPlan
 from peer.outcome import RunOutcome
 from peer.progress import Progress
-from peer.registers import Registers, evaluate
 from peer.simulator.coordination import Coordination
 from peer.simulator.lattice_wire import LatticeWire, PairWire, PlainWire
-from peer.simulator.memory import memory_of_a_swarm
+from peer.simulator.learning_body import LOCAL_STEP_S, FormedRegisters, LearningBody, format_of
 from peer.simulator.metric_mail import MetricMail
 from peer.simulator.planned import Crashes, PlannedLink
+from peer.simulator.telling import Listener, MeanModels, is_told, step_event, stood_still
 from peer.simulator.traffic import Cost, Meter
 from peer.simulator.world import Node, Wire, World
 from peer.tasks.registry import load_task
 from peer.training.forwarder import Forwarder
-from peer.training.learner import TrainResult
 from peer.training.trainer import Trainer, folder_of, make_site
 from peer.views import peer_ids, topology_event, views_of
 from peer.weighting import shards_of, weight_of
-from peer.wire_format import lattice_setting, plain_format, quantizer
+from peer.wire_format import lattice_setting, quantizer
 from relayswarm.config import RunConfig
-from relayswarm.errors import ConfigError
-from relayswarm.logs import finite
-from relayswarm.task import Measured
-
-if TYPE_CHECKING:
-    from peer.simulator.stacked_training import Stacking
-
-LOCAL_STEP_S = 1.0  # virtual
-STEP_EVENTS = 20_000
-"""Events of single steps beyond which only every k-th step is told, and the last."""
 
 PATIENCE = 4  # deadlines and leases that may pass without a step before a run is given up
-
-Listener = Callable[[dict[str, Any]], None]
-
-
-def simulate(
-    config: RunConfig,
-    data_dir: Path | None,
-    progress: Listener,
-    *,
-    mean_every: int = 0,
-    stacked: Stacking = "off",
-    device: str = "cpu",
-) -> RunOutcome:
-    """Run the swarm of `config` to its end; `progress` gets the events that processes announce.
-
-    Every `mean_every` steps (0: never) it also gets `mean_model`, the metrics of the mean of the
-    models, once all peers have done the step. `stacked` (on, off, auto) says whether the peers
-    train in one call, on `device`: much faster, but equal only up to rounding. Raises ConfigError
-    and DataError as the daemons do.
-    """
-    from peer.simulator import stacked_run  # it builds on this module
-
-    check_peers(config, peer_ids(config.peers))
-    with memory_of_a_swarm():
-        if stacked_run.is_wanted(config, stacked) or stacked_run.is_better_recorded(config):
-            together = stacked_run.StackedSimulation
-            return together(config, data_dir, progress, mean_every, stacked, device).run()
-        return Simulation(config, data_dir, progress, mean_every).run()
-
-
-def is_told(config: RunConfig, step: int) -> bool:
-    """Whether the end of a step is an event: in large runs, writing a million of them would take
-    longer than the run."""
-    every = -(-config.peers * config.steps // STEP_EVENTS)
-    return step % every == 0 or step == config.steps - 1
-
-
-class FormedRegisters(Registers):
-    """Registers of a simulated peer. A message leaves as soon as it is emitted, so it is formed
-    then, and nobody reads late."""
-
-    sent: Lattice | None = None  # how the last message was best written
-
-    def outgoing(self, lins: tuple[Lin, ...], head: Head) -> tuple[Tensor, ...]:  # type: ignore[override]
-        self.sent = self.lattice_of(lins)
-        start, stop = self.span(head.tree if head.kind is Kind.RELAY else None)
-        return tuple(evaluate(lin, self.tensors, start, stop, start) for lin in lins)
-
-    def about_to_write(self, name: str) -> None:
-        """Nothing to keep."""
-
-
-class LearningBody:
-    """A simulated peer's model, data and registers; a local step takes `LOCAL_STEP_S * slow_down`,
-    of which a budget decides how many there are."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        registers: FormedRegisters,
-        slow_down: float,
-        is_due: Callable[[int], bool] = lambda _: False,
-    ) -> None:
-        """`is_due` says at which steps there are evaluations."""
-        self.trainer = trainer
-        self._before = BeforeAveraging(trainer.config, is_due)
-        self.vectors = registers
-        self.wire_format = format_of(trainer)
-        self.result: TrainResult | None = None
-        self._slow_down = slow_down
-
-    def train(self, effect: Train) -> Trained:
-        momentum = self.vectors[effect.momentum.name] if effect.momentum else None
-        numbers = effect.local_steps
-        taken = numbers if numbers is None else numbers[: self.local_steps(effect)]
-        self.result = self.trainer.train(effect.step, effect.lr_scale, momentum, taken, effect.at)
-        self._before.trained(effect.step, self.trainer.evaluate)
-        return Trained(effect.step, self.result.lr, self.result.local_steps)
-
-    def evaluate(self, step: int) -> dict[str, Measured]:
-        """Measure the live model for the evaluation of `step`."""
-        return self._before.joined(step, self.trainer.evaluate())
-
-    def local_steps(self, effect: Train) -> int:
-        """How many are taken."""
-        if isinstance(self.trainer, Forwarder):
-            return 0
-        if effect.budget_s:
-            return max(1, math.ceil(effect.budget_s / (LOCAL_STEP_S * self._slow_down)))
-        varied, usual = effect.local_steps, self.trainer.config.algorithm.local_steps
-        return usual if varied is None else len(varied)
-
-    def duration_s(self, effect: Train) -> float:
-        return LOCAL_STEP_S * self.local_steps(effect) * self._slow_down
-
-    def letter(self, head: Head, outgoing: tuple[Tensor, ...]) -> tuple[Head, tuple[Tensor, ...]]:
-        return head, tuple(roundtrip(vector, self.wire_format) for vector in outgoing)
-
-
-def format_of(trainer: Trainer) -> Format:
-    """How models travel in this run, where they are not on the lattice."""
-    return plain_format(trainer.config) or default_format(trainer.flat.vector.dtype)
 
 
 class Simulation:
@@ -437,53 +316,3 @@ class Simulation:
             "shard_digest": trainer.data.digest(),
             "notes": list(getattr(trainer.data, "notes", ())),
         }
-
-
-def step_event(
-    peer: PeerId, effect: Averaged, loss: float, local_steps: int, seconds: float, bytes_sent: int
-) -> dict[str, Any]:
-    """What is told of a peer's step."""
-    return {
-        "event": "step",
-        "peer": peer,
-        "step": effect.step,
-        "loss": finite(loss),
-        "models_counted": int(effect.counted),
-        "swarm_size": effect.swarm_size,
-        "missed": effect.missed,
-        "late": effect.late,
-        "local_steps": local_steps,
-        "compute_s": seconds,
-        "wait_s": effect.waited_s,
-        "bytes_sent": bytes_sent,
-    }
-
-
-def stood_still(peer: PeerId, algorithm: Algorithm) -> dict[str, Any]:
-    """What is told of a peer that could not go on, and never will."""
-    reason = getattr(algorithm, "paused_reason", None)
-    words = f"stood still: {reason.value}" if reason else "stood still"
-    return {"event": "peer_exited", "peer": peer, "exit_code": None, "stderr": [words]}
-
-
-class MeanModels:
-    """Measures the mean of all models after a step, as soon as every peer has done it."""
-
-    def __init__(self, trainer: Trainer, every: int, peers: int, tell: Listener) -> None:
-        if every and trainer.flat.shared_names is not None:
-            problem = "leaves a part of the model with its peer, so there is no mean of all models"
-            remedy = "leave --target out, or share the whole model"
-            raise ConfigError("share.exclude", list(trainer.config.share.exclude), problem, remedy)
-        self._trainer, self._every, self._peers, self._tell = trainer, every, peers, tell
-        self._sums: dict[int, tuple[int, Tensor]] = {}  # by steps done: how many, and their sum
-
-    def add(self, steps: int, vector: Tensor) -> None:
-        """A peer's model after so many steps."""
-        if not self._every or steps % self._every:
-            return
-        count, total = self._sums.get(steps, (0, torch.zeros_like(vector)))
-        self._sums[steps] = (count + 1, total + vector)
-        if count + 1 == self._peers:
-            _, total = self._sums.pop(steps)
-            metrics = plain(self._trainer.evaluate(total / self._peers))
-            self._tell({"event": "mean_model", "step": steps, "metrics": metrics})

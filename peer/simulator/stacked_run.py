@@ -23,20 +23,13 @@ from peer.faults import FaultPlan
 from peer.outcome import RunOutcome
 from peer.progress import Progress
 from peer.simulator.lattice_wire import PlainWire
-from peer.simulator.learning import (
-    LOCAL_STEP_S,
-    Listener,
-    MeanModels,
-    format_of,
-    is_told,
-    step_event,
-    stood_still,
-)
+from peer.simulator.learning_body import LOCAL_STEP_S, format_of
 from peer.simulator.metric_mail import MetricMail
 from peer.simulator.planned import PlannedLink
 from peer.simulator.stacked import Bodies, ByStep, StackedSwarm, may_repeat
 from peer.simulator.stacked_training import Stacking, choose
 from peer.simulator.table import Table
+from peer.simulator.telling import Listener, MeanModels, is_told, step_event, stood_still
 from peer.simulator.traffic import Meter
 from peer.simulator.world import World
 from peer.training.trainer import folder_of, make_site

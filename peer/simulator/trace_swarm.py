@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from peer.algorithms.core import LIVE, Averaged, Head, PeerId, View
 from peer.algorithms.pairwise import Pairwise
 from peer.config import build_algorithm
-from peer.simulator.learning import FormedRegisters, LearningBody
+from peer.simulator.learning_body import FormedRegisters, LearningBody
 from peer.simulator.links import LosingLink
 from peer.simulator.trace_problem import Floats, TraceProblem
 from peer.simulator.world import World

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from peer.sweep.grid import Cell
 from relayswarm.config import FaultsConfig, OptimizerConfig, RunConfig, TaskConfig
 from relayswarm.errors import ConfigError

@@ -12,7 +12,7 @@ import torch
 
 from peer.baseline import evaluate_mean, first_trainer
 from peer.outcome import Metrics, RunOutcome, mean, worst
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from peer.simulator.stacked_training import Stacking
 from peer.sweep.grid import Cell
 from relayswarm.config import RunConfig

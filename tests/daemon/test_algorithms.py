@@ -16,7 +16,7 @@ import torch
 from peer.algorithms import ALGORITHMS
 from peer.algorithms.pairwise import Pairwise
 from peer.progress import SWARM_FIELDS
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 
 COMMON = (
     "deterministic=true",

@@ -16,7 +16,7 @@ import torch
 
 from peer.algorithms import ALGORITHMS
 from peer.algorithms.synchronous import Synchronous
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 
 PATIENT = (
     "deterministic=true",

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from peer.transport.read_model import read_model
 from tests.daemon.test_observing import peer_value, scrape
 

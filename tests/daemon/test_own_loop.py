@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from peer.tasks.registry import load_task
 from peer.training.order import DataOrder
 from peer.training.trainer import Trainer, make_site

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from tests.daemon.test_bit_identity import COMPARED
 
 EVERY, STOPPED_AT, STEPS = 5, 12, 30

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from peer.training.checkpoint import load_latest
 from relayswarm.config import RunConfig, parse
 from relayswarm.errors import ExitCode

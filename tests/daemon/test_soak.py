@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from relayswarm import config as run_config
 from tests.daemon.soak import HEALING, SETTINGS, Soak, draw
 from tests.daemon.wires import Wires

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 
 CHAIN = ("task.name=quadratics", "topology.graph=chain", "peers=2", "deterministic=true")
 SLOW = "faults.slow={peer-1 = 50}"

@@ -14,8 +14,8 @@ from peer.baseline import plain
 from peer.before_averaging import BeforeAveraging
 from peer.outcome import PeerOutcome, headline
 from peer.report import Comparison, summarize
-from peer.simulator.learning import simulate
 from peer.simulator.metric_mail import MetricMail
+from peer.simulator.run import simulate
 from peer.simulator.world import perfect_link
 from peer.swarm_metrics import SwarmMetrics
 from peer.tasks.registry import load_task

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from peer.config import check_algorithm
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from relayswarm.config import parse
 from relayswarm.errors import ConfigError
 

@@ -11,7 +11,7 @@ from peer.algorithms.core import Effect, Epoch, NewView, Run, Train, Trained, Vi
 from peer.algorithms.swarmsgd import Options, SwarmSGD
 from peer.cli import main
 from peer.config import check_algorithm
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from relayswarm.config import parse
 from relayswarm.errors import ConfigError
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from peer.outcome import RunOutcome
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from relayswarm import config as run_config
 
 BASE = """

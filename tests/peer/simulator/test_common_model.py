@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from peer.config import build_algorithm
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from relayswarm.config import parse
 from relayswarm.errors import ConfigError
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from peer.outcome import RunOutcome
-from peer.simulator import learning
-from peer.simulator.learning import Simulation, simulate
+from peer.simulator import telling
+from peer.simulator.learning import Simulation
+from peer.simulator.run import simulate
 from peer.simulator.stacked_run import StackedSimulation, is_better_recorded, is_wanted
 from relayswarm.config import RunConfig, parse
 from relayswarm.errors import ConfigError
@@ -31,7 +32,7 @@ graph = "chain"
 DOUBLE = ('topology.graph="double-binary-trees"', 'topology.tree="double-binary-trees"')
 ADAPTIVE = ('algorithm.name="dpsgd-qgm"', 'topology.graph="ring"', 'optimizer.name="adam"')
 LOSSES = "faults.drop=0.2"
-PRODUCT = str(Path(learning.__file__).parents[1])
+PRODUCT = str(Path(telling.__file__).parents[1])
 
 
 def both(*overrides: str) -> tuple[RunOutcome, RunOutcome, StackedSimulation]:
@@ -281,7 +282,7 @@ def test_auto_stacks_wherever_it_is_possible() -> None:
 def test_large_runs_tell_every_kth_step_and_the_last(
     monkeypatch: pytest.MonkeyPatch, events_of_run: Callable[[RunConfig], Events]
 ) -> None:
-    monkeypatch.setattr(learning, "STEP_EVENTS", 6 * 24 // 5)
+    monkeypatch.setattr(telling, "STEP_EVENTS", 6 * 24 // 5)
     events = events_of_run(parse(TEXT))
     told = [event["step"] for event in events if event["event"] == "step"]
     assert sorted(set(told)) == [0, 6, 12, 18, 23]
@@ -314,13 +315,13 @@ def calls_per_step(run: Callable[[RunConfig], object], peers: int) -> float:
 
 
 def test_a_replayed_step_takes_no_work_for_each_peer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning, "STEP_EVENTS", 1)  # no events but those of the ends
+    monkeypatch.setattr(telling, "STEP_EVENTS", 1)  # no events but those of the ends
     few, many = (calls_per_step(partial(events_of, stacked="on"), peers) for peers in (8, 24))
     assert many == pytest.approx(few, abs=1)
     assert many < 50
 
 
 def test_a_step_of_a_peer_takes_little_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning, "STEP_EVENTS", 1)
+    monkeypatch.setattr(telling, "STEP_EVENTS", 1)
     assert calls_per_step(events_of, 16) / 16 < 30
     assert calls_per_step(events_of_objects, 16) / 16 < 440

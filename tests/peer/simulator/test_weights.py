@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from peer.outcome import RunOutcome
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from peer.tasks.quadratics import Quadratics
 from peer.training.trainer import make_site
 from relayswarm.config import RunConfig, parse

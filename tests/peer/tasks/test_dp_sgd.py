@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from peer.tasks.registry import load_task
 from peer.training.movement import Spent
 from peer.training.trainer import Trainer, make_site

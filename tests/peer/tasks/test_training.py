@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from relayswarm.config import parse
 
 TASKS: dict[str, tuple[str, str, tuple[str, ...]]] = {

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from peer.report import Comparison, summarize
-from peer.simulator.learning import simulate
+from peer.simulator.run import simulate
 from peer.training.movement import Movement, Spent, movement_of
 from relayswarm.config import PrivacyConfig, parse
 from relayswarm.errors import ConfigError
