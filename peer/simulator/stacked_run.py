@@ -91,7 +91,7 @@ class StackedSimulation:
         stacking: Stacking = "auto",
         device: str = "cpu",
     ) -> None:
-        """See `learning.simulate`."""
+        """See `run.simulate`."""
         self._started = time.perf_counter()
         self._config, self._listener = config, progress
         self._members = peer_ids(config.peers)
