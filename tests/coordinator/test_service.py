@@ -100,11 +100,16 @@ def test_only_members_renew_and_only_of_this_run(serve: Serve) -> None:
     assert "'other'" in words
 
 
-def test_a_lease_that_runs_out_ends_the_membership_and_the_watch(serve: Serve) -> None:
+def test_a_lease_that_runs_out_ends_the_membership_and_the_watch(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     running = serve(f"peers = 1\n{SHORT_LEASE}")
-    running.join("peer-0")
-    stream = running.watch("peer-0")
-    assert running.view(stream).reason == "quorum"
+    now = running.conductor.now()
+    with monkeypatch.context() as still:  # time is, for it takes some to get there
+        still.setattr(running.conductor, "_clock", lambda: now)
+        running.join("peer-0")
+        stream = running.watch("peer-0")
+        assert running.view(stream).reason == "quorum"
     assert running.await_notice(Gone).reason is Reason.LEASE_EXPIRED
     assert code_of(lambda: next(stream))[0] is grpc.StatusCode.NOT_FOUND
     assert code_of(lambda: running.renew("peer-0"))[0] is grpc.StatusCode.NOT_FOUND
