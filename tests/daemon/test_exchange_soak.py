@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from peer.transport.read_model import read_model
+from tests.daemon.conftest import LIMIT_S
 
 KILLS = int(os.environ.get("SOAK_KILLS", "2"))
 SEED = int(os.environ.get("SOAK_SEED", "1"))
@@ -54,7 +55,7 @@ def scrape(address: str, name: str, label: str) -> dict[str, float]:
     return found
 
 
-@pytest.mark.timeout(100 + 20 * KILLS)
+@pytest.mark.timeout(LIMIT_S + 20 * KILLS)
 def test_kills_at_any_moment_of_an_exchange_stop_nobody_else(
     daemons: Callable[..., Any],
     install: Callable[[int], Path],
