@@ -99,6 +99,7 @@ class Letter:
 
     def write(self, forecast: Forecast) -> None:
         """Decide how the next try is written."""
+        self.is_complete = False
         self._lattice = forecast.coding(self.head, len(self._spans), self._wanted_bits)
 
     def write_rounded(self) -> None:

@@ -153,8 +153,8 @@ class Sender:
         """Take a letter out; True if the caller is to report it, else the thread will."""
         self._slots[letter.slot].remove(letter)
         letter.cancelled = True
-        if letter.call is not None:
-            letter.call.cancel()
+        if letter.call is not None and not letter.is_complete:  # else there is nothing to stop, and
+            letter.call.cancel()  # its answer says how the next one is best written
         return letter is not self._under_way
 
     def _give_up_all(self) -> list[Letter]:
@@ -232,15 +232,19 @@ class Sender:
                 response = call_on(link.send_whole, lambda send: send(request, UNARY_TIMEOUT_S))
                 self._reports.bytes_out(len(request), letter.wire_format)
                 return response
-            requests = iter([whole_part(request)])
+            requests = self._whole(letter, request)
         else:
             requests = letter.requests()
         call = call_on(link, lambda link: link.send(self._counted(letter, requests)))
         with self._changed:
             letter.call = call
-            if letter.cancelled:
+            if letter.cancelled and not letter.is_complete:
                 call.cancel()
         return call.result()
+
+    def _whole(self, letter: Letter, request: bytes) -> Iterator[bytes]:
+        letter.is_complete = True
+        yield whole_part(request)
 
     def _counted(self, letter: Letter, requests: Iterator[bytes]) -> Iterator[bytes]:
         for request in requests:

@@ -116,6 +116,27 @@ def test_cancels_a_stream(tools: Any) -> None:
     assert outgoing.closed == 1
 
 
+@pytest.mark.parametrize("elements", [1000, LARGE])
+def test_a_message_that_is_there_is_answered_even_if_it_is_cancelled(
+    tools: Any, elements: int
+) -> None:
+    """Only its answer is late, as on a machine that is busy. Without it the next message would be
+    written in another way than by a neighbour that heard it."""
+    swarm, ready = tools.Swarm(tools, elements), threading.Event()
+
+    def slow(_: Head) -> Verdict:
+        assert ready.wait(PATIENCE_S)
+        return Verdict.ACCEPTED
+
+    swarm.handler.judge_content = slow
+    head, _ = swarm.send()
+    swarm.handler.wait("received")
+    swarm.outbox.cancel("peer", head)
+    ready.set()
+    assert swarm.reports.wait("sent") == [("peer", head, Verdict.ACCEPTED)]
+    assert not swarm.handler.of("broken")
+
+
 def test_cancelling_what_is_answered_or_unknown_does_nothing(tools: Any) -> None:
     swarm = tools.Swarm(tools)
     head, _ = swarm.send()
