@@ -3,11 +3,13 @@
     python benchmarks/memory.py                        all methods below
     python benchmarks/memory.py relaysgd/chain         one of them
 
-Real swarms on this machine whose peers have a model of 60 MB and hardly compute, and the same with
-a model of 20 MB: by how much the largest resident sizes of a peer by its 30th step differ, for
-each byte by which the models do (chunks under way take as much with either). One model of it is the
-gradient's, which is training's and not counted. The bound is that of `relayswarm check`
-(`peer.footprint`). Prints a table, and writes JSON and a plot (`--output`).
+Real swarms on this machine whose peers have a model of 160 MB and hardly compute. At each of 20
+steps, when the average has just been formed: what a peer has in memory as models or halves of one,
+the most that any peer had. These are in mappings of their own, which nothing else is, above the 64
+MiB of an arena of the C library's. One model of it is the gradient's, which is training's and not
+counted. The bound is that of `relayswarm check` (`peer.footprint`). The rest is what the peer had
+besides, at its largest: interpreter, libraries, and chunks under way, of whatever model. Prints a
+table, and writes JSON and a plot (`--output`).
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from relayswarm.config import RunConfig, parse
 
 Row = dict[str, Any]
 
-LARGE, SMALL = 15_000_000, 5_000_000  # elements
+ELEMENTS = 40_000_000  # halves of a model are larger than an arena, too
+ARENA_BYTES = 64 << 20
 STEPS = 40
 
 
@@ -42,12 +45,13 @@ class Case(NamedTuple):
     settings: tuple[str, ...]
     peers: int
 
-    def config(self, elements: int) -> RunConfig:
+    @property
+    def config(self) -> RunConfig:
         fixed = {
             "peers": self.peers,
             "steps": STEPS,
             "task.name": "emulated",
-            "task.options.elements": elements,
+            "task.options.elements": ELEMENTS,
             "task.options.sleep_s": 0.02,
             "optimizer.momentum": 0.0,
             "evaluation.every": 0,
@@ -58,8 +62,8 @@ class Case(NamedTuple):
     @property
     def bound(self) -> int:
         """Models."""
-        config = self.config(SMALL)
-        bound = memory_bound(config, views_of(lay_out_run(config), correct_lr=False))
+        views = views_of(lay_out_run(self.config), correct_lr=False)
+        bound = memory_bound(self.config, views)
         assert bound is not None, "of pairs no bound is known"
         return bound
 
@@ -83,37 +87,47 @@ def main() -> None:
     arguments = parser.parse_args()
     record = Record()
     rows = []
-    print(f"{'method':26} models  bound")
+    print(f"{'method':26} models  bound  rest, MB")
     with tempfile.TemporaryDirectory() as directory:
         os.environ["PYTHONPATH"] = offer_task(Path(directory))
         for name in arguments.cases:
             rows.append(measure(name, CASES[name]))
-            print(f"{name:26} {rows[-1]['models']:6.2f} {rows[-1]['bound']:6}", flush=True)
+            models, bound, rest = (rows[-1][key] for key in ("models", "bound", "rest_bytes"))
+            print(f"{name:26} {models:6.2f} {bound:6} {rest / 1e6:9.0f}", flush=True)
     record.write(arguments.output / "memory.json", {"rows": rows})
     plot(rows, arguments.output / "memory.png")
 
 
 def measure(name: str, case: Case) -> Row:
-    large, small = (largest_resident(case.config(elements)) for elements in (LARGE, SMALL))
-    models = (large - small) / (4 * (LARGE - SMALL)) - 1  # the gradient
-    return {"method": name, "models": models, "bound": case.bound, "small_bytes": small}
-
-
-def largest_resident(config: RunConfig) -> int:
-    """Bytes: the largest that any peer was in the first 30 of 40 steps. The checkpoint at the end
-    takes copies of its own."""
+    """The checkpoint at the end takes copies of its own: the last 10 steps are not counted."""
     pids: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    for event in events_of(config):
+    models: dict[str, int] = {}  # bytes, by peer
+    rest = 0
+    for event in events_of(case.config):
         if event["event"] == "peer_started":
             pids[event["peer"]] = event["pid"]
         elif event["event"] == "step" and event["step"] in range(10, 30):
-            sizes[event["peer"]] = peak_of(pids[event["peer"]])
-    assert len(sizes) == config.peers
-    return max(sizes.values())
+            peer, now = event["peer"], in_models(pids[event["peer"]])
+            models[peer] = max(models.get(peer, 0), now)
+            rest = max(rest, largest(pids[peer]) - models[peer])
+    assert len(models) == case.config.peers
+    most = max(models.values()) / (4 * ELEMENTS) - 1  # the gradient
+    return {"method": name, "models": most, "bound": case.bound, "rest_bytes": rest}
 
 
-def peak_of(pid: int) -> int:
+def in_models(pid: int) -> int:
+    """Bytes of a process that are in memory in mappings larger than an arena."""
+    total, is_anonymous = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        first, *others = line.split()
+        if not first.endswith(":"):
+            is_anonymous = len(others) == 4  # of five, the last is a file's name
+        elif first == "Rss:" and is_anonymous and int(others[0]) * 1024 > ARENA_BYTES:
+            total += int(others[0]) * 1024
+    return total
+
+
+def largest(pid: int) -> int:
     """Bytes that a process had in memory at most."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):

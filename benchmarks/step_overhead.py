@@ -2,6 +2,7 @@
 
     python benchmarks/step_overhead.py                 all of it, in under 5 minutes on idle cores
     python benchmarks/step_overhead.py 4x1 2x100       4 peers with a model of 1 MB, 2 with 100 MB
+    python benchmarks/step_overhead.py 2x100 --sleep 0.25     however long communication takes
 
 Real peers and a coordinator on this machine, relaysgd on a chain, float32. Computation is emulated:
 the gradient takes a sleep, so that peers that share cores do not slow each other down by training.
@@ -9,7 +10,9 @@ For each number of peers and size of model:
 
     1. peers that do not sleep: what lies between their steps beyond local training is the time
        that communication takes
-    2. from then on they sleep as long as that in each step (and at least 20 ms)
+    2. from then on they sleep as long as that in each step (and at least 20 ms), or as `--sleep`
+       says: the faster communication is, the less there is to hide it behind, so that to compare
+       two versions of it takes the same sleep for both
     3. training alone, in one process without a swarm: the step to compare with
     4. the swarm without overlap, and with it
 
@@ -127,6 +130,7 @@ DEFAULT = (Case(4, 1), Case(16, 1), Case(2, 10), Case(4, 10), Case(2, 100))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", type=case_of, default=DEFAULT, metavar="PEERSxMB")
+    parser.add_argument("--sleep", type=float, metavar="S", help="seconds of computation in a step")
     parser.add_argument("--output", type=Path, default=Path("reports/benchmark-step-overhead"))
     arguments = parser.parse_args()
     record = Record()
@@ -134,7 +138,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         os.environ["PYTHONPATH"] = offer_task(Path(directory))
         for case in arguments.cases:
-            rows.append(measure(case))
+            rows.append(measure(case, arguments.sleep))
             print_row(rows[-1], header=len(rows) == 1)
     record.write(arguments.output / "step_overhead.json", {"rows": rows})
     plot(rows, arguments.output / "step_overhead.png")
@@ -155,10 +159,10 @@ def offer_task(folder: Path) -> str:
     return os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
 
 
-def measure(case: Case) -> Row:
+def measure(case: Case, asked_s: float | None = None) -> Row:
     idle = swarm_step(case.config(sleep_s=0.0, overlap=False))
     communication = idle["step_s"] - idle["compute_s"]
-    sleep_s = max(round(communication, 4), LEAST_SLEEP_S)
+    sleep_s = asked_s or max(round(communication, 4), LEAST_SLEEP_S)
     alone = training_alone(case.config(sleep_s=sleep_s, overlap=False))
     row: Row = {
         "peers": case.peers,

@@ -65,7 +65,7 @@ def memory_bound(config: RunConfig, views: Iterable[View]) -> int | None:
     if not isinstance(algorithm, Synchronous):
         return None
     edges = max(_edges(algorithm, view) for view in views)
-    copies = 1 + algorithm.lag
+    copies = (1 + algorithm.lag) * algorithm.sent_registers
     return 1 + len(algorithm.registers) + round(2 * edges * algorithm.sections) + copies
 
 

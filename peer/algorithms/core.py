@@ -459,6 +459,7 @@ class Algorithm(ABC):
 
     name: ClassVar[str]
     sections: ClassVar[int] = 1  # vectors in each of its messages
+    sent_registers: ClassVar[int] = 1  # that these are formed from
     conserves: ClassVar[Conserved | None] = None
     clips: ClassVar[bool] = False  # whether it heeds `Run.clip`
     weighs: ClassVar[bool] = False  # whether it heeds `View.weights`

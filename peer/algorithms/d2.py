@@ -41,6 +41,7 @@ class D2(Gossip):
     """Gossip averaging with corrections for heterogeneous data."""
 
     name = "d2"
+    sent_registers = 2
 
     def __init__(self, run: Run, options: Options | None = None) -> None:
         super().__init__(run)

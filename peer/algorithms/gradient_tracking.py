@@ -42,6 +42,7 @@ class GradientTracking(Gossip):
 
     name = "gradient-tracking"
     sections = 2
+    sent_registers = 3
 
     def __init__(self, run: Run, options: Options | None = None) -> None:
         super().__init__(run)

@@ -38,6 +38,7 @@ class RelaySGDGrad(Relaying):
     """Relays sums of updates along one tree, or along two that carry half the model each."""
 
     name = "relaysgd-grad"
+    sent_registers = 2
 
     def __init__(self, run: Run, options: Options | None = None) -> None:
         self.options = options or Options()

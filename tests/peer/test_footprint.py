@@ -29,7 +29,8 @@ def of(*settings: str) -> Footprint:
         (("topology.graph=star",), 9, 1.5, 3),
         (TREES, 7, 1.5, 2),
         ((RING, "algorithm.name=dpsgd"), 6, 2, 2),
-        ((RING, TRACKING), 12, 4, 4),  # with each model a correction
+        ((RING, TRACKING), 14, 4, 4),  # with each model a correction, from three registers
+        ((RING, "algorithm.name=d2"), 8, 2, 2),  # from two registers
         ((CHAIN, "algorithm.name=allreduce"), 6, 1.5, 2),
         (("algorithm.name=sgp",), 6, 2, 2),  # two rounds, with two partners in turn
         ((CHAIN, "transport.wire_format=lattice"), 7, 1.5, 2),
