@@ -22,7 +22,7 @@ ARENAS = 2
 """With one for each thread that serves calls, whoever calls a peer could have it keep many times as
 much: `benchmarks/hostile.py`."""
 
-_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 _here = threading.local()
 
@@ -35,7 +35,7 @@ def keep_freed_memory(mapped_bytes: int = MAPPED_BYTES, kept_bytes: int = KEPT_B
     whatever `mapped_bytes` says: such tensors are in huge pages, where the system gives some, of
     which zeroing takes half the time, and all that reads and writes them some less.
     """
-    os.environ.setdefault(_HUGE_PAGES, "1")  # torch looks at its first allocation
+    os.environ.setdefault(HUGE_PAGES, "1")  # torch looks at its first allocation
     mallopt = _c_function("mallopt")
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, ARENAS)

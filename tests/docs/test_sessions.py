@@ -37,6 +37,7 @@ def test_no_reason_is_left_over() -> None:
     assert [start for start in ELSEWHERE if not any(line.startswith(start) for line in lines)] == []
 
 
+@pytest.mark.timeout(480)
 def test_a_session_starts_a_swarm_and_asks_it(tmp_path: Path) -> None:
     """A short one of all that pages do with daemons, so that the rules themselves are tried."""
     lines = (
