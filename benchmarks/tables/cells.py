@@ -18,10 +18,10 @@ Method: TypeAlias = Literal[
 
 Task: TypeAlias = Literal["fashion-mnist", "ag-news"]
 
-TRAIN_SAMPLES = 20_000  # of 60,000, unless a cell says otherwise
+TRAIN_SAMPLES = 20_000  # of 60,000
 VALIDATION = 2_000  # of the rest: what rates are chosen by
 TEST_SAMPLES = 5_000  # of 10,000: what the last model is measured on
-BATCH: Mapping[Task, int] = {"fashion-mnist": 16, "ag-news": 32}  # of one peer
+BATCH: Mapping[Task, int] = {"fashion-mnist": 16, "ag-news": 32}  # of one peer, as a rule
 WARM_UP = 0.025  # of the run: 5 of 200 epochs
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 
@@ -43,8 +43,8 @@ class Cell:
 
     `epochs` are passes over all training samples by all peers together, and over its own shard by
     each. `alpha` None cuts the data evenly. `drop` is the probability of losing a message.
-    `samples` None trains on `TRAIN_SAMPLES`. Images are learnt with SGD, texts with Adam, which
-    has its own momentum.
+    `batch_size` None is that of `BATCH`. Images are learnt with SGD, texts with Adam, which has its
+    own momentum.
     """
 
     method: Method
@@ -56,7 +56,7 @@ class Cell:
     peers: int = 16
     local_steps: int = 1
     lattice: bool = False
-    samples: int | None = None
+    batch_size: int | None = None
     task: Task = "fashion-mnist"
 
     @property
@@ -73,25 +73,20 @@ class Cell:
         parts += [f"peers-{self.peers}"] * (self.peers != 16)
         parts += [f"local-{self.local_steps}"] * (self.local_steps != 1)
         parts += ["lattice"] * self.lattice
-        parts += [f"samples-{self.samples}"] * (self.samples is not None)
+        parts += [f"batch-{self.batch_size}"] * (self.batch_size is not None)
         parts += [self.task] * (self.task != "fashion-mnist")
         return "/".join(parts)
 
     @property
     def steps(self) -> int:
         """Of each peer: local training, then an exchange."""
-        per_epoch = self.train_samples // (self.peers * self.batch)
+        per_epoch = TRAIN_SAMPLES // (self.peers * self.batch)
         return max(1, round(per_epoch * self.epochs / self.local_steps))
 
     @property
     def batch(self) -> int:
         """Samples of a peer's local step."""
-        return BATCH[self.task]
-
-    @property
-    def train_samples(self) -> int:
-        """All there is to train on."""
-        return self.samples or TRAIN_SAMPLES
+        return self.batch_size or BATCH[self.task]
 
     def lossless(self) -> Cell:
         """The same with a reliable network: the rate of a run with lost messages is that of it."""
@@ -102,7 +97,7 @@ class Cell:
         if self.method == "swarmsgd":  # "we do not alter the other training hyperparameters"
             return SEQUENTIAL
         epochs = min(self.epochs, 5)
-        return replace(self.lossless(), epochs=epochs, lattice=False, samples=None)
+        return replace(self.lossless(), epochs=epochs, lattice=False)
 
 
 SEQUENTIAL = Cell("allreduce", "chain", epochs=4, peers=1)
@@ -132,7 +127,7 @@ def config_of(cell: Cell, rate: float, seed: int, *, validation: bool = False) -
 
 
 def _task(cell: Cell, *, validation: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {"train_samples": cell.train_samples}
+    options: dict[str, Any] = {"train_samples": TRAIN_SAMPLES}
     options |= {"validation": VALIDATION} if validation else {"test_samples": TEST_SAMPLES}
     if cell.task == "ag-news":
         return {"name": "text-classification", "options": options | TRANSFORMER}

@@ -22,6 +22,7 @@ PRINTED = {
     "last_five_worst": "the worst peer's mean over the last five evaluations",
     "last_five_mean": "the peers' mean over the last five evaluations",
     "mean": "the mean of the peers' last models",
+    "worst": "the worst peer's last model",
 }
 _PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -38,9 +39,13 @@ def write(page: Path, store: Store) -> None:
 def as_markdown(table: Table, rows: Mapping[str, Sequence[Row]]) -> str:
     """What the paper prints, with its own numbers beside; then everything measured."""
     printed = [_printed(table, line, rows) for line in table.lines]
+    told = f"{PRINTED[table.printed]}, %, mean ± standard deviation over the seeds."
+    if table.paper:
+        told = f"Printed, as in the paper: {told} In brackets what the paper has: {table.paper}."
+    else:
+        told = f"Printed: {told}"
     parts = [
-        f"\nPrinted, as in the paper: {PRINTED[table.printed]}, %, mean ± standard deviation over "
-        f"the seeds. In brackets what the paper has: {table.paper}.\n",
+        f"\n{told}\n",
         _grid(["method", "topology", *table.columns], printed),
     ]
     details = [

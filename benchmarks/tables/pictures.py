@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.figures.bench import panels
 from benchmarks.tables.catalogue import TABLES, Line
-from benchmarks.tables.cells import Cell
+from benchmarks.tables.cells import TRAIN_SAMPLES, Cell
 from benchmarks.tables.store import Store
 from benchmarks.tables.work import Point, Row
 
@@ -124,7 +124,7 @@ def _curve(
 
 def _epochs(cell: Cell, point: Point) -> float:
     """Passes over all data that a model has made."""
-    return point.steps * cell.local_steps * cell.batch / cell.train_samples
+    return point.steps * cell.local_steps * cell.batch / TRAIN_SAMPLES
 
 
 def _megabytes(cell: Cell, point: Point) -> float:

@@ -2,7 +2,7 @@
 
 Powers of two around a start: the paper's is the rate that is best for centralized training, times
 the factor of appendix D.1 for relaysgd. Here it is the rate of a like cell if one is tuned already
-(another heterogeneity), which saves trials and changes only which local optimum is found, if there
+(another batch or heterogeneity), which saves trials and changes only which local optimum is found, if there
 are several. Rates stay on one grid, powers of two times `GRID`, or with Adam `ADAM_GUESS`. One
 seed.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def start_of(cell: Cell, store: Store) -> float:
     chain = [replace(at, topology=topology) for topology in (at.topology, TREES)]
     for like in chain:
         for alpha in sorted(ALPHAS, key=lambda a: abs(math.log((at.alpha or 1.0) / a))):
-            for peers in (at.peers, 16):
-                known = store.rate(replace(like, alpha=alpha, peers=peers))
+            for peers, batch in product((at.peers, 16), (at.batch_size, None)):
+                known = store.rate(replace(like, alpha=alpha, peers=peers, batch_size=batch))
                 if known is not None:
                     return known
     return ADAM_GUESS if at.task == "ag-news" else GRID * GUESSES[at.method][at.momentum]
