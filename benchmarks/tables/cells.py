@@ -93,11 +93,10 @@ class Cell:
         return replace(self, drop=0.0)
 
     def tuned_as(self) -> Cell:
-        """The cell whose tuned rate this one takes: shorter, and without lost messages."""
+        """The cell whose tuned rate this one takes: without lost messages."""
         if self.method == "swarmsgd":  # "we do not alter the other training hyperparameters"
             return SEQUENTIAL
-        epochs = min(self.epochs, 5)
-        return replace(self.lossless(), epochs=epochs, lattice=False)
+        return replace(self.lossless(), lattice=False)
 
 
 SEQUENTIAL = Cell("allreduce", "chain", epochs=4, peers=1)

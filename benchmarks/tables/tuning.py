@@ -2,9 +2,9 @@
 
 Powers of two around a start: the paper's is the rate that is best for centralized training, times
 the factor of appendix D.1 for relaysgd. Here it is the rate of a like cell if one is tuned already
-(another batch or heterogeneity), which saves trials and changes only which local optimum is found, if there
-are several. Rates stay on one grid, powers of two times `GRID`, or with Adam `ADAM_GUESS`. One
-seed.
+(another length, batch or heterogeneity), which saves trials and changes only which local optimum is
+found, if there are several. Rates stay on one grid, powers of two times `GRID`, or with Adam
+`ADAM_GUESS`. One seed.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ ADAM_GUESS = 0.004
 def start_of(cell: Cell, store: Store) -> float:
     """Where the search begins."""
     at = cell.tuned_as()
-    chain = [replace(at, topology=topology) for topology in (at.topology, TREES)]
-    for like in chain:
+    for topology in (at.topology, TREES):
         for alpha in sorted(ALPHAS, key=lambda a: abs(math.log((at.alpha or 1.0) / a))):
-            for peers, batch in product((at.peers, 16), (at.batch_size, None)):
-                known = store.rate(replace(like, alpha=alpha, peers=peers, batch_size=batch))
+            for peers, batch, epochs in product(
+                (at.peers, 16), (at.batch_size, None), (at.epochs, 5)
+            ):
+                like = replace(at, alpha=alpha, peers=peers, batch_size=batch, epochs=epochs)
+                known = store.rate(replace(like, topology=topology))
                 if known is not None:
                     return known
     return ADAM_GUESS if at.task == "ag-news" else GRID * GUESSES[at.method][at.momentum]
