@@ -45,6 +45,7 @@ class PeerOutcome:
     steps: int
     metrics: Metrics
     messages_sent: int = 0
+    messages_retried: int = 0
     messages_expected: int = 0
     messages_missed: int = 0
     messages_timed_out: int = 0

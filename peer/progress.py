@@ -54,6 +54,7 @@ class PeerProgress:
             steps=last["steps"],
             metrics=last["metrics"],
             messages_sent=last.get("messages_sent", 0),
+            messages_retried=last.get("messages_retried", 0),
             messages_expected=last.get("messages_expected", 0),
             messages_missed=last.get("messages_missed", 0),
             messages_timed_out=last.get("messages_timed_out", 0),

@@ -144,6 +144,7 @@ def _peer(peer: PeerOutcome) -> dict[str, Any]:
         "local_steps": peer.local_steps,
         "metrics": dict(peer.metrics),
         "messages_sent": peer.messages_sent,
+        "messages_retried": peer.messages_retried,
         "messages_expected": peer.messages_expected,
         "messages_missed": peer.messages_missed,
         "messages_timed_out": peer.messages_timed_out,

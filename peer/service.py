@@ -210,6 +210,7 @@ class Peer:
             steps=daemon.steps_done,
             metrics=metrics,
             messages_sent=value(self.metrics.sent),
+            messages_retried=value(self.metrics.retried),
             messages_expected=value(self.metrics.expected),
             messages_missed=value(self.metrics.missed),
             messages_timed_out=value(self.metrics.timed_out),

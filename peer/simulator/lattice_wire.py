@@ -30,14 +30,19 @@ class Sender(Protocol):
         """How its last message was best written."""
 
 
-class LatticeWire:
-    """All edges of a simulated swarm; `wrote(sender, bits, bytes)` is told of each try: the bits of
-    an element (or FULL_PRECISION), and the bytes of the payload."""
+class Tries(Protocol):
+    """Hears of each try of a message: the bits of an element (or FULL_PRECISION) and the bytes of
+    its payload; and of each that the receiver could not decode, so that another follows."""
 
-    def __init__(
-        self, setting: LatticeSetting, seed: int, wrote: Callable[[PeerId, int, int], None]
-    ) -> None:
-        self._setting, self._seed, self._wrote = setting, seed, wrote
+    def wrote(self, sender: PeerId, bits: int, count: int) -> None: ...
+    def retried(self, sender: PeerId) -> None: ...
+
+
+class LatticeWire:
+    """All edges of a simulated swarm."""
+
+    def __init__(self, setting: LatticeSetting, seed: int, tries: Tries) -> None:
+        self._setting, self._seed, self._tries = setting, seed, tries
         self._forecasts: dict[tuple[PeerId, PeerId], Forecast] = {}
         self._keys: dict[PeerId, Keys] = {}
 
@@ -65,6 +70,7 @@ class LatticeWire:
                 vectors, distances, wanted = _through(lattice, payload, key)
                 if vectors is not None:
                     return vectors, distances
+            self._tries.retried(head.sender)
             lattice = forecast.coding(head, len(payload), wanted)
         self._write(head, payload, None)
         return payload, key.distances(payload) if key else ()
@@ -75,7 +81,7 @@ class LatticeWire:
             payload_bytes(lattice or default_format(vector.dtype), 1, vector.numel())
             for vector in payload
         ]
-        self._wrote(head.sender, bits, sum(sizes))
+        self._tries.wrote(head.sender, bits, sum(sizes))
 
 
 class PlainWire:
@@ -84,8 +90,8 @@ class PlainWire:
     A partner that is busy says so at the header, so nothing is counted then.
     """
 
-    def __init__(self, fmt: Format, wrote: Callable[[PeerId, int, int], None]) -> None:
-        self._format, self._wrote = fmt, wrote
+    def __init__(self, fmt: Format, tries: Tries) -> None:
+        self._format, self._tries = fmt, tries
 
     def __call__(
         self,
@@ -95,7 +101,7 @@ class PlainWire:
         payload: Sequence[Sized],
     ) -> Any:
         sizes = [payload_bytes(self._format, 1, vector.numel()) for vector in payload]
-        self._wrote(sender, FULL_PRECISION, sum(sizes))
+        self._tries.wrote(sender, FULL_PRECISION, sum(sizes))
         return payload
 
 
@@ -110,21 +116,22 @@ class PairWire:
         vectors: Callable[[PeerId], Sender],
         shared: Callable[[PeerId], Tensor],
         fmt: Format,
-        wrote: Callable[[PeerId, int, int], None],
+        tries: Tries,
     ) -> None:
-        self._vectors, self._shared, self._wrote = vectors, shared, wrote
-        self._plain = PlainWire(fmt, wrote)
+        self._vectors, self._shared, self._tries = vectors, shared, tries
+        self._plain = PlainWire(fmt, tries)
 
     def __call__(self, sender: PeerId, to: PeerId, head: Head, payload: Vectors) -> Vectors:
         """What the receiver gets: the payload, in the first try that it can decode."""
         lattice = self._vectors(sender).sent if payload else None
         while lattice is not None:
             size = payload_bytes(lattice, 1, payload[0].numel())
-            self._wrote(sender, lattice.bits, size)
+            self._tries.wrote(sender, lattice.bits, size)
             key = Key((self._shared(to),), 1.0, lattice.is_rotated)
             vectors, _, wanted = _through(lattice, payload, key)
             if vectors is not None:
                 return vectors
+            self._tries.retried(sender)
             lattice = replace(lattice, bits=wanted) if wanted in BITS else None
         whole: Vectors = self._plain(sender, to, head, payload)
         return whole

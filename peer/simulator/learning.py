@@ -72,17 +72,15 @@ class Simulation:
         rule = StopRule(None if hours is None else 3600 * hours, stop.metric, stop.patience)
         self._stopping, self._stop_step, self._diameter = Stopping(rule, 0.0), 0, 0
         first = self._trainer(first_site(config), 0)
-        wire = self._wire(format_of(first))
-        self._meter = Meter(
-            first.flat.vector.numel(),
-            None if wire else format_of(first),
-        )
+        fmt = format_of(first)
+        writes = lattice_setting(config) or is_pairwise(config.algorithm.name)
+        self._meter = Meter(first.flat.vector.numel(), None if writes else fmt)
         self._world = World(
             PlannedLink(self._plan),
             ordered=not config.faults.reorder,
             reachable=lambda a, b: not self._plan.parted(self._world.now, a, b),
             traffic=self._meter,
-            wire=wire,
+            wire=self._wire(fmt),
             follows_swarm=follows_swarm(config) and not first.settings.is_constant,
         )
         self._mail = MetricMail(PlannedLink(self._plan), self._world.connected, self._world)
@@ -116,13 +114,10 @@ class Simulation:
         """None where all that is sent takes the bytes of `fmt`."""
         setting = lattice_setting(self._config)
         if setting:
-            return LatticeWire(setting, self._config.seed, self._wrote)
+            return LatticeWire(setting, self._config.seed, self._meter)
         if quantizer(self._config):
-            return PairWire(self._vectors, self._shared, fmt, self._wrote)
-        return PlainWire(fmt, self._wrote) if is_pairwise(self._config.algorithm.name) else None
-
-    def _wrote(self, sender: PeerId, bits: int, count: int) -> None:
-        self._meter.wrote(sender, bits, count)
+            return PairWire(self._vectors, self._shared, fmt, self._meter)
+        return PlainWire(fmt, self._meter) if is_pairwise(self._config.algorithm.name) else None
 
     def _vectors(self, peer: PeerId) -> FormedRegisters:
         return self._bodies[peer].vectors
@@ -304,6 +299,7 @@ class Simulation:
             "steps": node.algorithm.step,
             "metrics": plain(measured),
             "messages_sent": self._meter.messages_sent[peer],
+            "messages_retried": self._meter.messages_retried[peer],
             "messages_expected": sum(effect.expected for effect in node.history),
             "messages_missed": sum(effect.missed for effect in node.history),
             "messages_timed_out": sum(effect.timed_out for effect in node.history),

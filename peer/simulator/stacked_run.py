@@ -150,7 +150,7 @@ class StackedSimulation:
             ordered=not config.faults.reorder,
             reachable=lambda a, b: not plan.parted(world.now, a, b),
             traffic=self._meter,
-            wire=PlainWire(wire_format, self._meter.wrote) if pairs else None,
+            wire=PlainWire(wire_format, self._meter) if pairs else None,
             follows_swarm=follows_swarm(config) and not first.settings.is_constant,
         )
         seconds = [LOCAL_STEP_S * plan.slow_down(peer) for peer in self._members]
@@ -226,6 +226,7 @@ class StackedSimulation:
             "steps": self.swarm.steps_done(k),
             "metrics": plain(measured),
             "messages_sent": self._meter.messages_sent[peer],
+            "messages_retried": self._meter.messages_retried[peer],
             "messages_expected": self.swarm.expected[k],
             "messages_missed": self.swarm.missed[k],
             "messages_timed_out": self.swarm.timed_out[k],

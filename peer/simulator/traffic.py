@@ -58,6 +58,7 @@ class Meter:
         self._elements = elements
         self._itemsize = wire_format.itemsize if wire_format else 0
         self.messages_sent: Counter[PeerId] = Counter()
+        self.messages_retried: Counter[PeerId] = Counter()
         self._elements_sent: Counter[PeerId] = Counter()
         self._elements_received: Counter[PeerId] = Counter()
         self._bytes_written: Counter[PeerId] = Counter()
@@ -71,6 +72,10 @@ class Meter:
 
     def received(self, sender: PeerId, to: PeerId, payload: tuple[Sized, ...]) -> None:  # noqa: ARG002
         self._elements_received[to] += _size(payload)
+
+    def retried(self, sender: PeerId) -> None:
+        """One of its messages has to go again."""
+        self.messages_retried[sender] += 1
 
     def wrote(self, sender: PeerId, bits: int, count: int) -> None:
         """It sent a message of so many bytes, with so many bits an element."""
@@ -89,8 +94,9 @@ class Meter:
 
     @property
     def _counters(self) -> tuple[Counter[PeerId], ...]:
+        messages = (self.messages_sent, self.messages_retried)
         elements = (self._elements_sent, self._elements_received)
-        return (self.messages_sent, *elements, self._bytes_written, self._steps, self.local_steps)
+        return (*messages, *elements, self._bytes_written, self._steps, self.local_steps)
 
     def trained(self, peer: PeerId, local_steps: int) -> None:
         """It took so many local steps, those of one step."""

@@ -66,11 +66,12 @@ def always(sender: PeerId, to: PeerId) -> bool:  # noqa: ARG001
 
 
 class Traffic(Protocol):
-    """Hears of each message that is sent, unless it gets lost without a word, and of each that a
-    receiver takes. Announced losses come without payload."""
+    """Hears of each message that is sent, unless it gets lost without a word, of each that a
+    receiver takes, and of each that has to go again. Announced losses come without payload."""
 
     def sent(self, sender: PeerId, to: PeerId, payload: tuple[Any, ...]) -> None: ...
     def received(self, sender: PeerId, to: PeerId, payload: tuple[Any, ...]) -> None: ...
+    def retried(self, sender: PeerId) -> None: ...
 
 
 class Wire(Protocol):
@@ -369,6 +370,8 @@ class World:
         back.down.discard(to)
         verdict = node.algorithm.admit(replace(head, lost=True) if flight.lost else head)
         if verdict is Verdict.EPOCH_AHEAD:
+            if self._traffic:
+                self._traffic.retried(sender)
             self._arrive_at(self.now + RETRY_S, flight)
             return
         if verdict is Verdict.ACCEPTED:

@@ -71,11 +71,15 @@ def test_peers_evaluate_when_they_are_told_to(play) -> None:
 def test_messages_on_the_lattice_by_their_bits(play) -> None:
     """On each of 6 directed edges the first two go in full precision; every other is written with 8
     bits, and some again with more."""
-    cost = play("", "transport.wire_format=lattice").cost
+    run = play("", "transport.wire_format=lattice")
+    cost, peers = run.cost, run.outcome.peers
     tries = cost["messages_by_bits"]
     assert tries["0"] >= 2 * 6
     assert tries["8"] == 28 * 6
     block = 12
     per_message = {"0": 3 * 8, "8": block + 3, "16": block + 2 * 3}
     assert cost["bytes_sent"] == sum(per_message[bits] * count for bits, count in tries.items())
+    retried = sum(peer.messages_retried for peer in peers)
+    assert retried > 0
+    assert sum(tries.values()) == sum(peer.messages_sent for peer in peers) + retried
     assert play("").cost["messages_by_bits"] == {}

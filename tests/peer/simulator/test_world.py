@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction as F
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -32,6 +33,7 @@ from peer.algorithms.core import (
 )
 from peer.simulator.exact import ExactBody, ExactSwarm, ExactVectors, Problem, views
 from peer.simulator.links import SeededLink
+from peer.simulator.traffic import Meter
 from peer.simulator.world import RETRY_S, Delivery, Link, World
 
 
@@ -63,7 +65,7 @@ class Notes(Algorithm):
         return [event.head.step for _, event in self.events if isinstance(event, Received)]
 
 
-def world_of_two(link: Link, **options: bool) -> tuple[World, Notes, Notes]:
+def world_of_two(link: Link, **options: Any) -> tuple[World, Notes, Notes]:
     world = World(link, **options)
     a, b = Notes(), Notes()
     for name, notes in (("a", a), ("b", b)):
@@ -105,13 +107,15 @@ def test_a_message_that_is_not_admitted_is_not_delivered() -> None:
 
 
 def test_a_receiver_without_the_view_is_tried_again() -> None:
-    world, a, b = world_of_two(after(1.0))
+    traffic = Meter(elements=1, wire_format=None)
+    world, a, b = world_of_two(after(1.0), traffic=traffic)
     b.verdicts = [Verdict.EPOCH_AHEAD] * 3
     world.transmit("a", "b", message(), ())
     world.run()
     assert b.steps_received() == [0]
     assert world.now == pytest.approx(1.0 + 3 * RETRY_S)
     assert len(a.events) == 1
+    assert (traffic.messages_sent["a"], traffic.messages_retried["a"]) == (1, 3)
 
 
 def test_a_known_loss_is_announced_and_a_silent_one_is_not() -> None:
