@@ -4,9 +4,10 @@
     python benchmarks/paper_tables.py relaysgd-5 --data-dir FOLDER  one of them
     python benchmarks/paper_tables.py --page                        only docs/results.md, anew
 
-Runs whose rows are in docs/results/rows.csv are not done again (`--output` names another folder,
-which begins with the committed rates and no rows). A rate that is not in docs/results/rates.json is
-searched first. Cut off at any moment, it goes on where it was; started twice, it shares the work.
+Runs whose rows are in docs/results/rows.csv are not done again. `--output` names another folder,
+which begins with the committed rates and no rows; its runs are compared with those rows in the end.
+A rate that is not in docs/results/rates.json is searched first. Cut off at any moment, it goes on
+where it was; started twice, it shares the work.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from benchmarks.tables import page, tuning, work
 from benchmarks.tables.catalogue import DRAWN, TABLES, Table
 from benchmarks.tables.cells import Cell
 from benchmarks.tables.store import RATES, Store
-from benchmarks.tables.work import by_key
+from benchmarks.tables.work import Row, by_key, ended_alike
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "results"
@@ -65,6 +66,7 @@ def main() -> None:
     else:
         rows = by_key(store.rows())
         print(*(f"{table.title}\n{page.as_markdown(table, rows)}" for table in chosen), sep="\n")
+        print(beside(store.rows(), Store(RESULTS).rows()))
 
 
 def begin_with_committed_rates(folder: Path) -> None:
@@ -72,6 +74,21 @@ def begin_with_committed_rates(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RATES).exists() and (RESULTS / RATES).exists():
         shutil.copy(RESULTS / RATES, folder / RATES)
+
+
+def beside(rows: Sequence[Row], committed: Sequence[Row]) -> str:
+    """Which runs ended otherwise than those of the page did, by any digit that is kept."""
+    known = {(row.cell, row.seed): row for row in committed}
+    both = [(row, known[row.cell, row.seed]) for row in rows if (row.cell, row.seed) in known]
+    others = [(row, other) for row, other in both if not ended_alike(row, other)]
+    lines = [
+        f"  {row.cell}, seed {row.seed}: worst {row.worst:.2%}, there {other.worst:.2%}"
+        for row, other in others
+    ]
+    alike = (
+        f"{len(both) - len(others)} of {len(both)} runs ended with the same digits as the page's"
+    )
+    return "\n".join([alike, *lines])
 
 
 @dataclass(frozen=True, slots=True)

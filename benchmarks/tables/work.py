@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +235,12 @@ def _quick(config: RunConfig, data_dir: Path) -> Trainer:
 def _accuracy(metrics: Mapping[str, float | None]) -> float:
     value = metrics["accuracy"]
     return 0.0 if value is None else value
+
+
+def ended_alike(row: Row, other: Row) -> bool:
+    """Whether two runs came to the same, however long they took. What was not measured is alike."""
+    values, others = (astuple(replace(one, seconds=0.0)) for one in (row, other))
+    return all(a == b or (a != a and b != b) for a, b in zip(values, others, strict=True))
 
 
 def by_key(rows: Sequence[Row]) -> dict[str, list[Row]]:

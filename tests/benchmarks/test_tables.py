@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import statistics
 import struct
 from dataclasses import replace
@@ -139,6 +140,17 @@ def test_a_diverged_rate_is_never_the_best(data: Path) -> None:
     found = tuning.tune(replace(CELL, epochs=1), 1e6, data)
     assert found["rate"] < 1e6
     assert dict(found["trials"])[1e6] is None
+
+
+def test_runs_done_again_are_held_against_those_of_the_page() -> None:
+    row = work.Row(
+        "a", 0, 0.1, 9, 0.5, 0.6, 0.7, math.nan, math.nan, math.nan, False, 2.0, 2.0, 8, 1.0
+    )
+    rows = [row, replace(row, seed=1), replace(row, seed=2)]
+    slower, other = replace(row, seconds=3.0), replace(row, seed=1, worst=0.51)
+    told = paper_tables.beside(rows, [slower, other]).splitlines()
+    assert told[0].startswith("1 of 2 runs ended with the same digits")
+    assert told[1:] == ["  a, seed 1: worst 50.00%, there 51.00%"]
 
 
 def test_every_cell_of_every_table_is_a_config_of_its_own() -> None:
