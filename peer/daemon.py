@@ -155,7 +155,6 @@ class Daemon:
         self._guard = threading.Lock()
         self._sparing = SparingLog(log)
         self.healing: SelfHealing | None = None
-        self.down: set[PeerId] = set()  # neighbours that the transport cannot reach
         self.news = threading.Event()  # `down` has grown: the coordinator should know at once
         self._finished = False
         self._stop_step = trainer.config.steps  # no step from there on
@@ -177,6 +176,11 @@ class Daemon:
     def steps_done(self) -> int:
         """Steps that the live model has seen."""
         return self._training.steps_done
+
+    @property
+    def down(self) -> frozenset[PeerId]:
+        """Neighbours that the transport cannot reach."""
+        return self.outbox.down if self.outbox else frozenset()
 
     # --- the core loop -----------------------------------------------------------------------
 
@@ -525,12 +529,10 @@ class Daemon:
         is_metric = head.kind is Kind.METRIC
         if verdict is not None:
             (self.metrics.metric_messages_sent if is_metric else self.metrics.sent).inc()
-            self.down.discard(to)
         if not is_metric:
             self.post(SendDone(to, head, verdict))
 
     def unreachable(self, peer: PeerId) -> None:
-        self.down.add(peer)
         self.news.set()
         self.metrics.unreachable.inc()
         text = f"{peer} cannot be reached"

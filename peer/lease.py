@@ -174,7 +174,7 @@ class Lease:
             state=state.state,
             models_counted=state.models_counted,
             steps_per_s=state.steps_per_s,
-            unreachable=frozenset(self._daemon.down),
+            unreachable=self._daemon.down,
             swarm=state.swarm,
             tree=self._daemon.healing.commit if self._daemon.healing else None,
             metrics=self._snapshot(),

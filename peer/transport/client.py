@@ -49,8 +49,9 @@ class Outbox:
     """Sends messages of `me` to neighbours, each through a thread of its own.
 
     Every message that is posted is reported as sent exactly once, with a verdict or with None,
-    and its payload is closed before. A message lost on purpose may be reported from within
-    `send`. Counted bytes are those of messages, without what HTTP/2 and TCP add.
+    and its payload is closed before. A message lost on purpose, or to a peer without an address,
+    may be reported from within `send`. Counted bytes are those of messages, without what HTTP/2
+    and TCP add.
     """
 
     def __init__(
@@ -80,8 +81,8 @@ class Outbox:
         self._closed = False
 
     def set_addresses(self, addresses: Mapping[PeerId, str]) -> None:
-        """Where peers are, HOST:PORT, '' for those that can only dial out. Messages to any others
-        are given up."""
+        """Where peers are, HOST:PORT, '' for those that can only dial out. Messages to any others,
+        such as those of an epoch that is coming to its end here, are given up."""
         with self._guard:
             self._addresses = dict(addresses)
             gone = [self._senders.pop(peer) for peer in self._senders.keys() - addresses.keys()]
@@ -90,6 +91,12 @@ class Outbox:
             sender.stop()
         for peer, sender in stay:
             sender.move(addresses[peer])
+
+    @property
+    def down(self) -> frozenset[PeerId]:
+        """The peers that have an address, and cannot be reached there."""
+        with self._guard:
+            return frozenset(peer for peer, sender in self._senders.items() if sender.is_down)
 
     def send(self, to: PeerId, head: Head, outgoing: Outgoing | None) -> None:
         """Post a message; too many in its slot (neighbour, kind, tree) drop the oldest (`BACKLOG`).
@@ -229,13 +236,12 @@ class Outbox:
 
     def _sender(self, to: PeerId) -> Sender | None:
         with self._guard:
-            sender = self._senders.get(to)
-            if sender is None and not self._closed:
+            sender, address = self._senders.get(to), self._addresses.get(to)
+            if sender is None and address is not None and not self._closed:
                 forecast = Forecast(self._contract.lattice, self._contract.seed, to)
                 way_to = partial(self._way, to)
                 sender = self._senders[to] = Sender(to, self._reports, way_to, forecast)
-                if to in self._addresses:
-                    sender.move(self._addresses[to])
+                sender.move(address)
             return sender
 
 

@@ -105,21 +105,15 @@ class Link:
 
 
 class NoLinkError(Exception):
-    """There is no address to send to, or the link was closed at that moment."""
+    """There is no link any more, or it was closed at that moment."""
 
     code = grpc.StatusCode.CANCELLED
 
 
-class NoAddressError(NoLinkError):
-    """There is no address to send to."""
-
-    code = grpc.StatusCode.UNAVAILABLE
-
-
 def call_on(link: _WayT | None, invoke: Callable[[_WayT], _T]) -> _T:
-    """Begin a call. Raises NoLinkError, NoAddressError for None."""
+    """Begin a call. Raises NoLinkError, also for None."""
     if link is None:
-        raise NoAddressError
+        raise NoLinkError
     try:
         return invoke(link)
     except ValueError as error:  # what grpc raises on a channel that was closed

@@ -86,15 +86,22 @@ class Sender:
         self._report_unsent(given_up)
 
     def move(self, address: str) -> None:
-        """From now on the peer is there; what is under way to another address is sent again."""
+        """From now on the peer is there; what is under way to another address is sent again, and
+        whether that could be reached says nothing of this one."""
         with self._changed:
             if self._closed or (self._link is not None and self._link.address == address):
                 return
             old, self._link = self._link, self._way_to(address)
             self._not_before, self._backoff_s = 0.0, FIRST_BACKOFF_S
+            self._down = False
             self._changed.notify_all()
         if old is not None:
             old.close()
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the peer could not be reached at the last attempt, a probe's included."""
+        return self._down
 
     @property
     def link(self) -> Way | None:

@@ -211,6 +211,7 @@ def test_refusals_that_no_honest_peer_gets_are_counted_and_logged_now_and_then(
 
 def test_a_neighbour_that_cannot_be_reached_is_news_for_the_coordinator(daemon: Daemon) -> None:
     """The lease's thread, which waits for news, renews without delay and tells who is down."""
+    daemon.outbox = Mock(down=frozenset({"peer-1"}))
     assert not daemon.news.is_set()
     daemon.unreachable("peer-1")
     assert daemon.news.is_set()

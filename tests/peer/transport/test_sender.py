@@ -1,5 +1,7 @@
 """Sending to one neighbour: tries again, newer messages before older ones, outages."""
 
+import queue
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -207,13 +209,22 @@ def test_a_peer_that_hangs_is_unreachable(tools: Any, monkeypatch: pytest.Monkey
     assert swarm.reports.wait("sent") == [("peer", head, Verdict.ACCEPTED)]
 
 
-def test_a_peer_without_address_is_unreachable_until_it_has_one(tools: Any) -> None:
+def test_who_has_left_is_not_down(tools: Any) -> None:
+    """Else a swarm that heals itself would leave its coordinator's tree, long after a death, at the
+    coordinator's next restart. Of the epoch before there may be more to send."""
     swarm = tools.Swarm(tools)
-    swarm.outbox.set_addresses({})
-    head, _ = swarm.send()
-    assert swarm.reports.wait("unreachable") == [("peer",)]
-    swarm.outbox.set_addresses({"peer": swarm.server.address})
-    assert swarm.reports.wait("sent") == [("peer", head, Verdict.ACCEPTED)]
+    swarm.send()
+    swarm.reports.wait("sent")
+    swarm.kill()
+    swarm.reports.wait("unreachable")
+    assert swarm.outbox.down == {"peer"}
+    swarm.outbox.set_addresses({"another": "127.0.0.1:1"})
+    assert not swarm.outbox.down
+    head, outgoing = swarm.send(2)
+    assert swarm.reports.of("sent")[1:] == [("peer", head, None)]
+    assert outgoing.closed == 1
+    assert not swarm.outbox.down
+    assert swarm.reports.of("unreachable") == [("peer",)], "of which this is no second outage"
 
 
 @pytest.mark.parametrize("elements", [1000, LARGE])
@@ -241,6 +252,58 @@ def test_a_stream_follows_a_peer_that_moves(tools: Any, elements: int) -> None:
     assert swarm.reports.wait("sent") == [("peer", head, Verdict.ACCEPTED)]
     assert len(new.of("received")) == 1
     stuck.set()
+
+
+class ProbedWay:
+    """Probes of it fail, or succeed, as the test says for one after the other."""
+
+    address, send_whole = "there", None
+
+    def __init__(self) -> None:
+        self.begun: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def probe(self, timeout_s: float) -> None:  # noqa: ARG002
+        self.begun.put(None)
+        if not self.answers.get(timeout=PATIENCE_S):
+            raise BrokenError(grpc.StatusCode.UNAVAILABLE)
+
+    def close(self) -> None:
+        self.answers.put(True)
+
+
+@pytest.mark.parametrize("way", ["dialled"], indirect=True)
+def test_an_outage_is_over_once_the_peer_is_there(
+    tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though there is nothing to be sent, as between peers that draw their partners: else it would
+    be given up, at the first renewal that it misses, on the word of neighbours that reach it."""
+    monkeypatch.setattr(sender_module, "PROBE_AFTER_S", 0.0)
+    reports, way = tools.Reports(), ProbedWay()
+    sender = Sender("peer", reports, lambda _: way, Forecast(None, 0, "peer"))
+    sender.move("there")
+    down = []
+    for answer in (False, True, True):
+        way.begun.get(timeout=PATIENCE_S)  # what came of the last one has been heard
+        down.append(sender.is_down)
+        way.answers.put(answer)
+    sender.stop()
+    sender.join()
+    assert down == [False, True, False]
+    assert reports.of("unreachable") == [("peer",)]
+
+
+def test_an_outage_at_another_address_is_another_one(tools: Any) -> None:
+    """A peer that comes back elsewhere may die again: its next life is waited for until somebody
+    says so."""
+    swarm = tools.Swarm(tools)
+    swarm.kill()
+    swarm.send()
+    swarm.reports.wait("unreachable")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+    swarm.outbox.set_addresses({"peer": address})
+    assert swarm.reports.wait("unreachable", 2) == [("peer",)] * 2
 
 
 class SlowWay:
