@@ -189,10 +189,12 @@ class Collectors:
             self._given_up_at[peer] = time.monotonic() + LOST_S
             self._changed.notify_all()
 
-    def lost(self, peer: PeerId) -> None:
-        """A call to that neighbour broke."""
+    def lost(self, peer: PeerId) -> bool:
+        """A call to that neighbour broke. Whether the neighbour is there all the same: it may have
+        broken it off itself, as who gives up an exchange does, and another stream of it waits."""
         with self._changed:
             self._lose(peer)
+            return bool(self._waiting.get(peer))
 
     def wait(self, peer: PeerId, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Wait for a stream of that neighbour. Raises BrokenError if it does not open one, or it is
@@ -260,9 +262,8 @@ class ReverseCall:
         try:
             response = stream.response()
         except BrokenError:
-            if self._cancelled:
+            if self._cancelled or self._collectors.lost(self._peer):
                 raise BrokenError(grpc.StatusCode.CANCELLED) from None
-            self._collectors.lost(self._peer)
             raise
         if response is None and self._cancelled:  # it ended for that, and tells nothing of the peer
             raise BrokenError(grpc.StatusCode.CANCELLED)

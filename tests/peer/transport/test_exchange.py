@@ -95,6 +95,14 @@ class Pair:
         x, off = (torch.rand(elements, generator=generator) for _ in range(2))
         self.initiator.shared, self.partner.shared = x, x + apart * off
 
+    def await_another_stream(self) -> None:
+        """Of a partner that can only dial out, which opens one as soon as the last is used."""
+        collectors = self.initiator.hub.collectors
+        with collectors._changed:
+            assert self.initiator.hub.address is None or collectors._changed.wait_for(
+                lambda: collectors._waiting.get("partner"), PATIENCE_S
+            )
+
     def offer(self, **more: Any) -> Head:
         return self.initiator.send(self.partner, Kind.OFFER, **more)
 
@@ -299,11 +307,14 @@ def test_a_link_that_is_closed_at_that_moment_is_no_outage(pair: Pair) -> None:
 
 
 def test_a_partner_that_gives_up_breaks_the_call_off(pair: Pair) -> None:
+    """It is there all the same: no outage, after which it would not be called for some time."""
     offer = pair.offer()
     pair.partner.handler.wait("received")
     pair.initiator.reports.wait("sent")
+    pair.await_another_stream()
     pair.partner.outbox.cancel("initiator", replace(offer, sender="partner", kind=Kind.REPLY))
     assert pair.initiator.handler.wait("broken") == [(offer,)]
+    assert not pair.initiator.reports.of("unreachable")
 
 
 def test_a_call_is_cancelled_before_its_thread_hears_of_it(tools: Any) -> None:
