@@ -63,7 +63,7 @@ class Lease:
     def take(self) -> None:
         """Become a member, and stay one until `end`. Raises JoinError."""
         self._lease_s = self._seat()
-        threading.Thread(target=self._renew, name="lease", daemon=True).start()
+        threading.Thread(target=self._run, name="lease", daemon=True).start()
 
     def heal(self) -> None:
         """Repair the tree together with the neighbours while there is no coordinator."""
@@ -133,10 +133,18 @@ class Lease:
             on_view=on_view,
             on_waiting=on_waiting,
             on_no_tree=on_no_tree,
+            on_failed=daemon.fail,
             on_stop=daemon.stop_before,
             on_progress=lambda progress: daemon.pace.told(progress, daemon.algorithm.step),
         )
         return joined.lease_s
+
+    def _run(self) -> None:
+        """The thread's top boundary. Without it a peer would train on, and be given up."""
+        try:
+            self._renew()
+        except Exception as error:  # noqa: BLE001
+            self._daemon.fail(error)
 
     def _renew(self) -> None:
         """Keep the lease alive and say how it goes; join again if the swarm has let us go."""

@@ -30,6 +30,7 @@ from peer.transport.topology_watch import (
     FIRST_RETRY_S,
     ID,
     LAST_RETRY_S,
+    OnFailed,
     OnNoTree,
     OnProgress,
     OnStop,
@@ -217,11 +218,13 @@ class CoordinatorClient:
         on_view: OnView,
         on_waiting: OnWaiting,
         on_no_tree: OnNoTree,
+        on_failed: OnFailed,
         on_stop: OnStop = lambda _: None,
         on_progress: OnProgress = lambda _: None,
     ) -> None:
         """Have new views, and before the first how many peers are here and needed, handed to the
         callbacks, in a thread of their own; never the same view twice, never one that is older.
+        Where one of them raises, that is the end of it, and `on_failed` hears why.
 
         Call again after joining again: the new watch takes the place of the old.
         """
@@ -237,6 +240,7 @@ class CoordinatorClient:
             on_view=on_view,
             on_waiting=on_waiting,
             on_no_tree=on_no_tree,
+            on_failed=on_failed,
             on_stop=on_stop,
             on_progress=on_progress,
         )

@@ -43,6 +43,8 @@ OnProgress: TypeAlias = Callable[[float], None]
 it."""
 OnNoTree: TypeAlias = Callable[[str], None]
 """Called with why the run cannot go on. Nothing is called after that."""
+OnFailed: TypeAlias = Callable[[Exception], None]
+"""Called with what a callback has raised. Nothing is called after that."""
 
 
 class Stream(Protocol):
@@ -65,6 +67,7 @@ class TopologyWatch:
         on_view: OnView,
         on_waiting: OnWaiting,
         on_no_tree: OnNoTree,
+        on_failed: OnFailed,
         on_stop: OnStop = lambda _: None,
         on_progress: OnProgress = lambda _: None,
     ) -> None:
@@ -73,7 +76,7 @@ class TopologyWatch:
         self._open_stream, self._me = open_stream, me
         self._seen, self._correct_lr = seen, correct_lr
         self._on_view, self._on_waiting, self._on_no_tree = on_view, on_waiting, on_no_tree
-        self._on_stop, self._on_progress = on_stop, on_progress
+        self._on_failed, self._on_stop, self._on_progress = on_failed, on_stop, on_progress
         self._ended = threading.Event()
         self._guard = threading.Lock()
         self._stream: Stream | None = None
@@ -94,6 +97,13 @@ class TopologyWatch:
         return self._seen
 
     def _run(self) -> None:
+        """The thread's top boundary. Without it a peer would train on, and hear of no view."""
+        try:
+            self._follow()
+        except Exception as error:  # noqa: BLE001
+            self._on_failed(error)
+
+    def _follow(self) -> None:
         pause_s = FIRST_RETRY_S
         while not self._ended.is_set():
             try:

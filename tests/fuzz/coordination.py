@@ -96,6 +96,7 @@ def watched(parts: list[bytes]) -> bool:
         on_view=on_view,
         on_waiting=lambda present, needed: None,  # noqa: ARG005
         on_no_tree=lambda text: None,  # noqa: ARG005
+        on_failed=lambda error: None,  # noqa: ARG005
         on_stop=lambda step: None,  # noqa: ARG005
     )
     for part in parts:

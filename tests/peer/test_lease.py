@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from peer.metrics import PeerMetrics
 from peer.parts import PeerOptions
 from peer.transport.coordinator_client import NoAnswerError
 from relayswarm import config as run_config
-from relayswarm.errors import JoinError
+from relayswarm.errors import ConfigError, JoinError
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,19 @@ def test_only_a_refusal_ends_a_member_that_joins_again(error: JoinError, ends: b
     parts: Any = SimpleNamespace(options=PeerOptions(coordinator="127.0.0.1:1"), daemon=daemon)
     Lease(client, 1, parts)._rejoin()
     assert failed == ([error] if ends else [])
+
+
+def test_a_member_that_cannot_renew_its_lease_ends() -> None:
+    """It would train on, and nobody would send it a model any more. What a coordinator of a newer
+    release says of the run may be what this one cannot read."""
+    member = Member()
+    error = ConfigError("future.key", 1, "unknown key", "known keys: peers")
+    member.client.renew.return_value = None
+    member.client.join.side_effect = error
+    member.daemon.metrics, member.daemon.news = PeerMetrics(), threading.Event()
+    member.daemon.news.set()
+    member.lease._run()
+    member.daemon.fail.assert_called_once_with(error)
 
 
 class Member:

@@ -97,12 +97,14 @@ class Views:
         self.waiting: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
         self.views: queue.SimpleQueue[tuple[View, dict[str, str]]] = queue.SimpleQueue()
         self.no_tree: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.failed: queue.SimpleQueue[Exception] = queue.SimpleQueue()
 
     def callbacks(self) -> dict[str, Any]:
         return {
             "on_view": lambda *view: self.views.put(view),
             "on_waiting": lambda *counts: self.waiting.put(counts),
             "on_no_tree": self.no_tree.put,
+            "on_failed": self.failed.put,
         }
 
     def next_view(self) -> View:
@@ -488,6 +490,26 @@ def test_a_watch_that_is_said_to_be_superseded_goes_on() -> None:
     )
     watch.start()
     assert [views.next_view().epoch.age for _ in range(2)] == [(5, 1), (5, 2)]
+    watch.end()
+
+
+def test_a_watch_that_cannot_hand_out_a_view_says_so() -> None:
+    """As where the certificates for a new neighbour's connection are gone."""
+    error = ConfigError("--tls-ca", "ca.pem", "cannot be used", "name PEM files")
+
+    def on_view(*_: object) -> None:
+        raise error
+
+    views = Views()
+    watch = TopologyWatch(
+        lambda: Script([(5, 1)], breaks=False),
+        "peer-0",
+        seen=Epoch(),
+        correct_lr=False,
+        **views.callbacks() | {"on_view": on_view},
+    )
+    watch.start()
+    assert views.failed.get(timeout=PATIENCE_S) is error
     watch.end()
 
 
