@@ -155,7 +155,8 @@ class Lease:
             if self._ended.is_set():
                 return
             renewal = self._renewal()
-            lease_s = self._client.renew(renewal, partial(self._daemon.pace.told, own=renewal.step))
+            told = partial(self._daemon.pace.told, own=renewal.state.step)
+            lease_s = self._client.renew(renewal, told)
             if self._daemon.healing:
                 self._daemon.healing.away(self._away_s())
             if lease_s is not None:
@@ -172,21 +173,14 @@ class Lease:
         return time.monotonic() - self._away_since
 
     def _renewal(self) -> Renewal:
-        state = self._daemon.state()
+        daemon = self._daemon
         return Renewal(
-            peer_id=state.peer_id,
-            incarnation=self._incarnation,
-            epoch=state.epoch,
-            step=state.step,
-            loss=state.loss,
-            state=state.state,
-            models_counted=state.models_counted,
-            steps_per_s=state.steps_per_s,
-            unreachable=self._daemon.down,
-            swarm=state.swarm,
-            tree=self._daemon.healing.commit if self._daemon.healing else None,
+            self._incarnation,
+            daemon.state(),
+            unreachable=daemon.down,
+            tree=daemon.healing.commit if daemon.healing else None,
             metrics=self._snapshot(),
-            evaluation=self._daemon.swarm.own,
+            evaluation=daemon.swarm.own,
         )
 
     def _snapshot(self) -> tuple[Sample, ...] | None:

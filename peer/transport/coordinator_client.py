@@ -11,9 +11,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from math import nan
 from typing import TypeVar
 
 import grpc
@@ -22,10 +21,10 @@ from coordinator.evaluations import evaluation_in, evaluation_message
 from coordinator.member_metrics import Evaluation, Sample
 from coordinator.members import REFUSAL_KEY, Refusal
 from peer.algorithms.core import Epoch, PeerId
-from peer.algorithms.metric_relay import SwarmMean
 from peer.hellos import Commit
 from peer.transport.bpdus import tree_message
 from peer.transport.channel import open_channel
+from peer.transport.contract import PeerState
 from peer.transport.topology_watch import (
     FIRST_RETRY_S,
     ID,
@@ -119,18 +118,11 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """That a member is still there, and how it is doing."""
+    """That a member is still there in this life, whatever epoch it is in, and how it is doing."""
 
-    peer_id: PeerId
     incarnation: int
-    epoch: Epoch = field(default_factory=Epoch)
-    step: int = 0
-    loss: float = nan
-    state: str = "training"
-    models_counted: int = 0
-    steps_per_s: float = 0.0
+    state: PeerState
     unreachable: frozenset[PeerId] = frozenset()
-    swarm: SwarmMean | None = None
     tree: Commit | None = None  # of the epoch, if no coordinator made it
     metrics: tuple[Sample, ...] | None = None  # of now; None: as told before
     evaluation: Evaluation | None = None  # its last, of what may leave
@@ -362,18 +354,19 @@ class CoordinatorClient:
         )
 
     def _renew_request(self, renewal: Renewal) -> pb.RenewLeaseRequest:
+        state = renewal.state
         return pb.RenewLeaseRequest(
             run_id=self._run_id,
-            peer_id=renewal.peer_id,
+            peer_id=state.peer_id,
             incarnation=renewal.incarnation,
-            epoch=epoch_message(renewal.epoch),
-            step=renewal.step,
-            loss=renewal.loss,
-            state=renewal.state,
-            models_counted=renewal.models_counted,
-            steps_per_s=renewal.steps_per_s,
+            epoch=epoch_message(state.epoch),
+            step=state.step,
+            loss=state.loss,
+            state=state.state,
+            models_counted=state.models_counted,
+            steps_per_s=state.steps_per_s,
             unreachable=sorted(renewal.unreachable),
-            swarm_metrics=swarm_message(renewal.swarm) if renewal.swarm else None,
+            swarm_metrics=swarm_message(state.swarm) if state.swarm else None,
             tree=tree_message(renewal.tree) if renewal.tree else None,
             metrics=None if renewal.metrics is None else _snapshot_message(renewal.metrics),
             evaluation=evaluation_message(renewal.evaluation) if renewal.evaluation else None,

@@ -24,6 +24,7 @@ from coordinator.store import Memory
 from peer.algorithms.core import Epoch, View
 from peer.codec.edges import Forecast, LatticeSetting
 from peer.transport import coordinator_client
+from peer.transport.contract import PeerState
 from peer.transport.coordinator_client import CoordinatorClient, JoinInfo, Renewal
 from peer.transport.sender import LONGEST_RETRY_S, retry_s
 from peer.transport.topology_watch import TopologyWatch, to_view
@@ -129,7 +130,7 @@ def joined(parts: list[bytes]) -> bool:
     assert answer.run_id == run_config.parse(answer.run_config).run_id
     assert coordinator_client.SHORTEST_LEASE_S <= answer.lease_s < 2**32
     for _ in parts[1:]:
-        lease_s = client.renew(Renewal("me", 1))
+        lease_s = client.renew(Renewal(1, PeerState("me", 1, Epoch(), 0, "training")))
         assert lease_s is not None
         assert coordinator_client.SHORTEST_LEASE_S <= lease_s < 2**32
     return True

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from coordinator.service import CoordinatorServer
 from coordinator.store import Store
 from peer.algorithms.core import Epoch, View
 from peer.algorithms.metric_relay import Sum, SwarmMean
+from peer.transport.contract import PeerState
 from peer.transport.coordinator_client import (
     CoordinatorClient,
     Donor,
@@ -111,6 +113,11 @@ class Views:
         return self.views.get(timeout=PATIENCE_S)[0]
 
 
+def renewal(number: int, epoch: Epoch | None = None, **state: Any) -> Renewal:
+    told = {"step": 0, "state": "training"} | state
+    return Renewal(3, PeerState(f"peer-{number}", 3, epoch or Epoch(), **told))
+
+
 def info(number: int, **fields: Any) -> JoinInfo:
     known = {"peer_id": f"peer-{number}", "address": f"127.0.0.1:{7000 + number}"}
     return JoinInfo(**({"incarnation": 3, "fingerprint": 9} | known | fields))
@@ -134,7 +141,7 @@ def test_members_hear_what_others_measured_also_of_those_that_have_left(
         client.join(info(number))
     coordinator.await_notice(Publication)
     measured = Evaluation(7, (EvaluatedMetric("loss", 0.1, 3.0),))
-    clients[1].renew(Renewal("peer-1", 3, state="finished", evaluation=measured))
+    clients[1].renew(replace(renewal(1, state="finished"), evaluation=measured))
     assert clients[0].evaluations() == {"peer-0": None, "peer-1": measured}
     clients[1].leave("peer-1", 3, finished=True)
     assert clients[0].evaluations() == {"peer-0": None, "peer-1": measured}
@@ -174,20 +181,20 @@ def test_of_several_addresses_the_one_that_answers_counts(
     client = line(f"127.0.0.1:{free_port()},{first.address},{second_address}")
     views = join_and_watch(client, 0)
     before = views.next_view().epoch
-    assert client.renew(Renewal("peer-0", 3, before)) == first.conductor.rules.lease_s
+    assert client.renew(renewal(0, before)) == first.conductor.rules.lease_s
     first.stop()
-    client.renew(Renewal("peer-0", 3, before))
+    client.renew(renewal(0, before))
     assert client.is_away
     first.address = second_address
     first.start()
     deadline = time.monotonic() + PATIENCE_S
-    while client.renew(Renewal("peer-0", 3, before)) is not None:  # it does not know us yet
+    while client.renew(renewal(0, before)) is not None:  # it does not know us yet
         assert time.monotonic() < deadline
     assert not client.is_away
     client.join(info(0, known_epoch=before))
     client.watch("peer-0", 3, **views.callbacks())
     while views.views.empty() and time.monotonic() < deadline:
-        client.renew(Renewal("peer-0", 3, before))
+        client.renew(renewal(0, before))
     assert views.next_view().epoch.age > before.age
 
 
@@ -200,10 +207,10 @@ def test_the_swarms_progress_comes_with_views_and_answers(start: Any, line: Any)
     client.watch("peer-0", 3, **views.callbacks(), on_progress=told.append)
     views.next_view()
     assert told == [7.0]
-    client.renew(Renewal("peer-0", 3, Epoch(), step=9), told.append)
+    client.renew(renewal(0, step=9), told.append)
     assert told == [7.0, 9.0]
     coordinator.stop()
-    client.renew(Renewal("peer-0", 3, Epoch(), step=11), told.append)
+    client.renew(renewal(0, step=11), told.append)
     assert told == [7.0, 9.0]  # no answer says nothing
 
 
@@ -290,8 +297,8 @@ def test_a_renewal_reports_and_returns_the_lease(start: Any, line: Any) -> None:
     epoch = Epoch(1, 2, 3)
     known = SwarmMean(5, 2, {"loss": Sum(3.0, 6.0, 2)})
     unreachable = frozenset({"peer-1"})
-    renewal = Renewal("peer-0", 3, epoch, 7, 0.5, "averaging", 4, 2.5, unreachable, known)
-    assert client.renew(renewal) == 4.0
+    state = PeerState("peer-0", 3, epoch, 7, "averaging", 0.5, 4, 2.5, known)
+    assert client.renew(Renewal(3, state, unreachable)) == 4.0
     member = coordinator.conductor.membership.members["peer-0"]
     assert (member.progress.step, member.loss, member.state) == (7, 0.5, "averaging")
     assert (member.models_counted, member.unreachable) == (4, {"peer-1"})
@@ -304,7 +311,7 @@ def test_a_lease_that_has_run_out_is_no_lease(start: Any, line: Any) -> None:
     client = line(coordinator.address)
     client.join(info(0))
     coordinator.await_notice(Gone)
-    assert client.renew(Renewal("peer-0", 3)) is None
+    assert client.renew(renewal(0)) is None
 
 
 def test_a_coordinator_that_is_away_changes_nothing(
@@ -315,8 +322,8 @@ def test_a_coordinator_that_is_away_changes_nothing(
     client = line(coordinator.address)
     client.join(info(0))
     coordinator.stop()
-    assert client.renew(Renewal("peer-0", 3)) == 4.0
-    assert client.renew(Renewal("peer-0", 3)) == 4.0
+    assert client.renew(renewal(0)) == 4.0
+    assert client.renew(renewal(0)) == 4.0
     away = [r for r in caplog.records if "going on without it" in r.message]
     assert len(away) == 1
 
@@ -383,14 +390,13 @@ def test_a_swarm_goes_on_after_its_coordinator_was_restarted(
     coordinator.stop()
     coordinator.start()
     for k, client in enumerate(clients):
-        renewal = Renewal(f"peer-{k}", 3, before[k].epoch, step=40)
-        while client.renew(renewal) is not None:
+        while client.renew(renewal(k, before[k].epoch, step=40)) is not None:
             pass  # until the line is mended
         client.join(info(k, step=40, known_epoch=before[k].epoch))
         client.watch(f"peer-{k}", 3, **watches[k].callbacks())
     while watches[0].views.empty() or watches[1].views.empty():
         for k, client in enumerate(clients):
-            assert client.renew(Renewal(f"peer-{k}", 3, before[k].epoch, step=40)) is not None
+            assert client.renew(renewal(k, before[k].epoch, step=40)) is not None
     after = [watch.next_view() for watch in watches]
     assert coordinator.await_notice(Publication)  # of the first life
     published = coordinator.await_notice(Publication)
