@@ -32,6 +32,7 @@ from peer.transport.wire import (
     parse_part,
     whole_in,
 )
+from relayswarm.net.gate import Denial
 from relayswarm.net.security import PLAIN, Security
 from relayswarm.peer.v1 import peer_pb2 as pb
 
@@ -283,5 +284,6 @@ class _Call:
             raise MalformedError(f"sender = {sender[:64]!r}: not whose call this is")
 
     def _is_nonsense(self, error: MalformedError) -> None:
-        log.warning("%s sends nonsense to be collected: %s", self._peer, error)
+        text = f"{self._peer} sends nonsense to be collected: {error}"
+        self._tools.intake.handler.denied(Denial.MALFORMED, text)
         self._stream.cancel()

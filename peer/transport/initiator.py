@@ -24,6 +24,7 @@ from peer.transport.link import NoLinkError, Way, call_on
 from peer.transport.requests import Requests
 from peer.transport.sender import Sender, retry_s
 from peer.transport.wire import MalformedError, parse_part, verdict_of
+from relayswarm.net.gate import Denial
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,8 @@ class _Call:
                 self.sender.ended(error.code(), link)
                 return
             except MalformedError as error:
-                log.warning("%s sends nonsense in an exchange: %s", self.sender.peer, error)
+                text = f"{self.sender.peer} sends nonsense in an exchange: {error}"
+                self._intake.handler.denied(Denial.MALFORMED, text)
                 return
             if wait_s is None:
                 return

@@ -23,6 +23,7 @@ from peer.transport.contract import Reports
 from peer.transport.letter import Letter, Slot
 from peer.transport.link import NoLinkError, Way, call_on
 from peer.transport.wire import verdict_of, whole_part
+from relayswarm.net.sparing import SparingLog
 from relayswarm.peer.v1 import peer_pb2 as pb
 
 BACKLOG = 3
@@ -62,6 +63,7 @@ class Sender:
         self._not_before = 0.0  # no attempt sooner, monotonic seconds
         self._backoff_s = FIRST_BACKOFF_S
         self._down = False
+        self._sparing = SparingLog(log)
         self._draining = False
         self._closed = False
         self._thread = threading.Thread(
@@ -116,7 +118,7 @@ class Sender:
         elif code is not grpc.StatusCode.CANCELLED:
             self._reached()
         if code not in _PASSING and code is not grpc.StatusCode.OK:
-            log.warning("%s refuses a message: %s", self.peer, code.name)
+            self._sparing.warning(code.name, f"{self.peer} refuses a message: {code.name}")
 
     def drain(self) -> None:
         """Take the end to be near: if the peer does not answer now, stop at once."""

@@ -420,6 +420,9 @@ def test_nonsense_is_not_taken_and_the_next_message_is(
     assert hello == pb.Collector(run_id="run", peer_id="peer", incarnation=LIFE, stays=True)
     foreign.hellos.get(timeout=PATIENCE_S)  # a stream is opened in the place of the other
     assert not handler.of("received")
+    ((denial, text),) = handler.wait("denied")
+    assert denial is Denial.MALFORMED
+    assert "sender sends nonsense" in text
     foreign.parts = good
     (got, (vector,)) = handler.wait("received")[0]
     assert got == head

@@ -24,6 +24,7 @@ from peer.faults import FaultPlan
 from peer.transport.client import Exchanges
 from peer.transport.visits import MOST, Visit, Visits
 from relayswarm.config import FaultsConfig
+from relayswarm.net.gate import Denial
 from relayswarm.peer.v1 import peer_pb2 as pb
 from tests.peer.transport.conftest import PATIENCE_S
 
@@ -436,6 +437,22 @@ def test_nonsense_is_refused(pair: Pair, foreign: Foreign, parts: list[Any], wor
     assert words in text
     assert len(pair.partner.handler.of("broken")) == (parts[0] == 0)
     assert not pair.partner.handler.of("received")
+
+
+@DIALLED
+def test_a_partner_that_answers_nonsense_is_counted(tools: Any, pair: Pair) -> None:
+    def exchange(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:  # noqa: ARG001
+        next(requests)
+        yield b"\xff"
+
+    handler = grpc.stream_stream_rpc_method_handler(exchange)
+    address = tools.grpc_server("relayswarm.peer.v1.PeerService", {"Exchange": handler})
+    pair.initiator.outbox.set_addresses({"partner": address})
+    offer = pair.offer()
+    assert pair.initiator.reports.wait("sent") == [("partner", offer, None)]
+    ((denial, text),) = pair.initiator.handler.of("denied")
+    assert denial is Denial.MALFORMED
+    assert "partner sends nonsense" in text
 
 
 @DIALLED

@@ -366,15 +366,19 @@ def test_messages_to_a_peer_that_left_are_given_up(tools: Any) -> None:
     assert sorted(gone, key=lambda event: event[1].step) == [("peer", h, None) for h in heads]
 
 
-def test_a_server_that_speaks_another_language_is_no_outage(tools: Any) -> None:
+def test_a_server_that_speaks_another_language_is_no_outage(
+    tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     swarm = tools.Swarm(tools)
     server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
         swarm.outbox.set_addresses({"peer": f"127.0.0.1:{port}"})
-        head, _ = swarm.send()
-        assert swarm.reports.wait("sent") == [("peer", head, None)]
+        heads = [swarm.send(step)[0] for step in (1, 2)]
+        assert swarm.reports.wait("sent", 2) == [("peer", head, None) for head in heads]
     finally:
         server.stop(None).wait()
+    told = [text for text in caplog.messages if "refuses" in text]
+    assert told == ["peer refuses a message: UNIMPLEMENTED"], "not for each of thousands of steps"
     assert not swarm.reports.of("retried") + swarm.reports.of("unreachable")
