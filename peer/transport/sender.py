@@ -30,7 +30,7 @@ BACKLOG = 3
 METRIC_BACKLOG = 32  # they are small, and no newer one holds what is in an older one
 FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 1.0
-LONGEST_RETRY_S = 0.2  # after BUSY and EPOCH_AHEAD
+SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.01, 0.2  # after BUSY and EPOCH_AHEAD
 RETRY_GROWTH_LIMIT = 1 << 10
 PROBE_AFTER_S = 1.0  # without anything to send
 UNARY_TIMEOUT_S = 20.0  # for a peer that is connected but hangs
@@ -324,8 +324,10 @@ class Sender:
 
 
 def retry_s(response: pb.RelayResponse, attempt: int) -> float:
-    """When to try again after BUSY and EPOCH_AHEAD, seconds from now."""
-    return min(response.retry_after_ms / 1000 * growth(attempt), LONGEST_RETRY_S)
+    """When to try again after BUSY and EPOCH_AHEAD, seconds from now: as the receiver says, and
+    never without a pause, also where it says nothing."""
+    first_s = max(response.retry_after_ms / 1000, SHORTEST_RETRY_S)
+    return min(first_s * growth(attempt), LONGEST_RETRY_S)
 
 
 def growth(attempt: int) -> int:

@@ -26,7 +26,7 @@ from peer.codec.edges import Forecast, LatticeSetting
 from peer.transport import coordinator_client
 from peer.transport.contract import PeerState
 from peer.transport.coordinator_client import CoordinatorClient, JoinInfo, Renewal
-from peer.transport.sender import LONGEST_RETRY_S, retry_s
+from peer.transport.sender import LONGEST_RETRY_S, SHORTEST_RETRY_S, retry_s
 from peer.transport.topology_watch import TopologyWatch, to_view
 from peer.transport.wire import verdict_of
 from relayswarm import config as run_config
@@ -147,7 +147,7 @@ def answered(parts: list[bytes]) -> bool:
         response = peer_pb2.RelayResponse.FromString(part)
         head = head_of(step=step)
         accepted |= verdict_of(response) is not None
-        assert 0 <= retry_s(response, step) <= LONGEST_RETRY_S
+        assert SHORTEST_RETRY_S <= retry_s(response, step) <= LONGEST_RETRY_S
         if len(response.max_distances) == 1:
             forecast.answered(head, response.max_distances)
         coding = forecast.coding(head_of(step=step + 1), 1, response.wanted_bits or None)

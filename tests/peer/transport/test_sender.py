@@ -18,7 +18,15 @@ from peer.codec.edges import Forecast
 from peer.transport import sender as sender_module
 from peer.transport.collectors import BrokenError
 from peer.transport.letter import Letter
-from peer.transport.sender import BACKLOG, RETRY_GROWTH_LIMIT, Sender, growth
+from peer.transport.sender import (
+    BACKLOG,
+    LONGEST_RETRY_S,
+    RETRY_GROWTH_LIMIT,
+    SHORTEST_RETRY_S,
+    Sender,
+    growth,
+    retry_s,
+)
 from relayswarm.peer.v1 import peer_pb2 as pb
 from tests.peer.transport.conftest import PATIENCE_S
 
@@ -53,6 +61,13 @@ def test_tries_again_while_the_receiver_is_not_ready(
 @given(st.integers(0, 10**9))
 def test_waits_grow_but_not_for_ever(attempt: int) -> None:
     assert growth(attempt) == min(2 ** min(attempt, 64), RETRY_GROWTH_LIMIT)
+
+
+@given(told_ms=st.integers(0, 2**32 - 1), attempt=st.integers(0, 10**9))
+def test_a_receiver_has_nobody_try_again_without_a_pause(told_ms: int, attempt: int) -> None:
+    """Also one of another release, or a hostile one, that leaves out when to."""
+    response = pb.RelayResponse(verdict=pb.VERDICT_BUSY, retry_after_ms=told_ms)
+    assert SHORTEST_RETRY_S <= retry_s(response, attempt) <= LONGEST_RETRY_S
 
 
 def test_a_slot_that_is_stuck_does_not_hold_up_another(tools: Any) -> None:
