@@ -58,10 +58,14 @@ def digest_of(path: Path) -> str:
 
 
 def write(directory: Path, what: HandOver) -> None:
-    """Write the description beside the model, in one piece."""
+    """Write the description beside the model, in one piece. Raises ConfigError."""
+    path = directory / DESCRIPTION
     temporary = directory / f"{DESCRIPTION}.partial"
-    temporary.write_text(json.dumps(asdict(what), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(directory / DESCRIPTION)
+    try:
+        temporary.write_text(json.dumps(asdict(what), indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable("--state-dir", path, error) from error
 
 
 def forget(directory: Path) -> None:

@@ -58,14 +58,15 @@ class Spent:
 
     def keep(self, file: Path) -> None:
         """Go on from what is in the file, and write each further release to it. Raises ConfigError
-        if there is something else in it, or it cannot be written."""
+        if it cannot be read or written, or there is something else in it."""
         if file.exists():
             try:
                 found = json.loads(file.read_text(encoding="utf-8"))
-                require_readable(f"{file.name}: schema_version", found["schema_version"], 1)
+                version = found["schema_version"]
+                require_readable(f"{file.name}: schema_version", version, SCHEMA_VERSION)
                 self.releases += int(found["releases"])
                 self.inverse_squares += float(found["inverse_squares"])
-            except (ValueError, LookupError, TypeError) as error:
+            except (OSError, ValueError, LookupError, TypeError) as error:
                 problem = f"does not say what was released ({error})"
                 remedy = "restore it from a copy; without it epsilon would be too small"
                 raise ConfigError("privacy", str(file), problem, remedy) from error

@@ -39,6 +39,13 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert handed_over(tmp_path) == read(tmp_path)
 
 
+def test_what_cannot_be_written_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    """As on a disk that the model has filled."""
+    (tmp_path / f"{DESCRIPTION}.partial").mkdir()
+    with pytest.raises(ConfigError, match=r"--state-dir = .*cannot be written"):
+        handed_over(tmp_path)
+
+
 def test_one_without_sites_is_read_and_one_with_more_fields(tmp_path: Path) -> None:
     what = handed_over(tmp_path)
     content = json.loads((tmp_path / DESCRIPTION).read_text(encoding="utf-8"))

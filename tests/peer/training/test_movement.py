@@ -108,6 +108,10 @@ def test_what_was_spent_outlives_the_process(tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(ConfigError, match="does not say what was released"):
         Spent().keep(file)
+    file.unlink()
+    file.mkdir()  # as one that another user has written, it cannot be read
+    with pytest.raises(ConfigError, match="does not say what was released"):
+        Spent().keep(file)
 
 
 def test_a_trainer_moves_no_further_than_the_norm(rig: Any) -> None:
