@@ -36,7 +36,7 @@ from peer.transport.coordinator_client import (
 )
 from peer.way_back import require_way_back
 from relayswarm import logs
-from relayswarm.errors import AuditError, ConfigError, ExitCode, JoinError, OutOfMemoryError
+from relayswarm.errors import AuditError, ConfigError, ExitCode, JoinError, RelayswarmError
 
 log = logging.getLogger("relayswarm.peer")
 
@@ -142,7 +142,7 @@ class Peer:
             self._end_training(parts, lease)
             lease.leave(finished=False)
             raise
-        except OutOfMemoryError:  # the model may have done half a step: it is not kept
+        except RelayswarmError:  # the model may have done half a step: it is not kept
             lease.end()
             lease.leave(finished=False)
             raise

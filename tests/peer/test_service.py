@@ -1,4 +1,4 @@
-"""How a peer hears of signals when its training is over."""
+"""How a peer hears of signals when its training is over, and what it says when an error ends it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from unittest.mock import Mock
 
 import pytest
 
+from peer import service
 from peer.parts import PeerOptions
 from peer.service import Peer
+from relayswarm.errors import DataError, OutOfMemoryError, RelayswarmError
 
 PATIENCE_S = 20.0
 
@@ -47,3 +49,24 @@ def test_a_peer_that_has_just_joined_when_it_is_stopped_ends(
 def test_a_signal_ends_lingering_and_the_next_one_nothing_more(done: Peer) -> None:
     assert done._until_told(lambda: done._on_signal(signal.SIGTERM, None)) is None
     done._on_signal(signal.SIGTERM, None)  # the goodbye is under way
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OutOfMemoryError("step 3"), DataError("data file", "a.jpg", "no image", "replace it")],
+    ids=["memory", "data"],
+)
+def test_whom_an_error_ends_says_goodbye_and_keeps_no_half_step(
+    done: Any, monkeypatch: pytest.MonkeyPatch, error: RelayswarmError
+) -> None:
+    """Else all others would wait for its lease to run out."""
+    lease, parts = Mock(), Mock()
+    monkeypatch.setattr(service, "Lease", lambda *_: lease)
+    monkeypatch.setattr(service, "require_way_back", lambda *_: None)
+    parts.daemon.run.side_effect = error
+    with pytest.raises(RelayswarmError) as caught:
+        done._be_member(parts)
+    assert caught.value is error
+    assert lease.end.called
+    lease.leave.assert_called_once_with(finished=False)
+    parts.checkpoints.save.assert_not_called()
