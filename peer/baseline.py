@@ -46,6 +46,11 @@ def first_site(config: RunConfig) -> str:
     return next(peer for peer in peers if peer not in config.data.forward)
 
 
+def swarm_batch(config: RunConfig) -> int:
+    """Samples of the batches of all peers with data, together."""
+    return config.data.batch_size * (config.peers - len(set(config.data.forward)))
+
+
 def first_trainer(config: RunConfig, data_dir: Path | None, device: str) -> Trainer:
     """A trainer such as the first peer's: it evaluates as all peers do.
 

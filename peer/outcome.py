@@ -106,6 +106,11 @@ class RunOutcome:
     simulation: Mapping[str, Any] | None = None
     happenings: Sequence[Happening] = ()
 
+    @property
+    def sites(self) -> Sequence[PeerOutcome]:
+        """Those of the peers that have data. The others neither train nor measure."""
+        return tuple(peer for peer in self.peers if peer.weight)
+
     def simulated(self, cost: Mapping[str, Any]) -> RunOutcome:
         """The same, of a simulated run that cost so much."""
         return replace(self, simulation=cost)

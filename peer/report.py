@@ -107,8 +107,7 @@ def summarize(outcome: RunOutcome, comparison: Comparison) -> dict[str, Any]:
     not finite, and what was not measured, is null. Peers without data measure nothing. Of simulated
     runs there is also what they cost.
     """
-    peers = outcome.peers
-    sites = [peer for peer in peers if peer.weight]
+    peers, sites = outcome.peers, outcome.sites
     names = headline(sites[0].metrics) if sites else ()
     weights = [peer.weight for peer in sites]
     measured = {name for peer in sites for name in peer.metrics}

@@ -30,6 +30,7 @@ from peer.baseline import (
     first_trainer,
     fitting_threads,
     has_full_gradients,
+    swarm_batch,
     train_centralized,
 )
 from peer.config import check_algorithm
@@ -281,10 +282,9 @@ def _written(
 
 def _baselines(first: Trainer, config: RunConfig, display: Display) -> Iterator[Baseline]:
     """Training in one place, with the whole swarm's batch and then with a single peer's."""
-    one = config.data.batch_size
-    trainers = config.peers - len(set(config.data.forward))
-    sizes: Sequence[int] = (one * trainers, one)
-    for size in sizes[:1] if has_full_gradients(first) or trainers == 1 else sizes:
+    whole, one = swarm_batch(config), config.data.batch_size
+    sizes: Sequence[int] = (whole, one)
+    for size in sizes[:1] if has_full_gradients(first) or whole == one else sizes:
         name = f"centralized, batch {size}"
         yield train_centralized(first, size, _to(display, name, config.steps))
 

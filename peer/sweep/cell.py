@@ -109,9 +109,9 @@ def flat_cost(cost: Mapping[str, Any]) -> Row:
 
 def final_metrics(result: Result) -> Row:
     """Of each metric the worst peer's, the peers' mean, and the mean model's."""
-    peers, row = result.outcome.peers, Row()
-    for name in peers[0].metrics if peers else ():
-        values = [peer.metrics.get(name) for peer in peers]
+    sites, row = result.outcome.sites, Row()
+    for name in sites[0].metrics if sites else ():
+        values = [peer.metrics.get(name) for peer in sites]
         row[f"worst_{name}"] = worst(name, values)
         row[f"mean_{name}"] = mean(values)
         row[f"consensus_{name}"] = result.consensus.get(name)

@@ -17,7 +17,13 @@ from typing import Any
 from coordinator.graph_files import read_graph
 from coordinator.stopping import higher_is_better
 from coordinator.views import FILE, lay_out
-from peer.baseline import Baseline, first_trainer, has_full_gradients, train_centralized
+from peer.baseline import (
+    Baseline,
+    first_trainer,
+    has_full_gradients,
+    swarm_batch,
+    train_centralized,
+)
 from peer.outcome import Metrics, headline, mean
 from peer.simulator.stacked_training import Stacking
 from peer.sweep.cell import Result, base_rate, run
@@ -115,8 +121,8 @@ class _Search:
         config = with_rate(self.config, rate).model_copy(update={"seed": seed})
         target = self.target if worth == self._speed else None
         result = run(config, self.data_dir, target, self.stacked)
-        converged = all(_converged(peer.losses, peer.metrics) for peer in result.outcome.peers)
-        converged = converged and len(result.outcome.peers) > 0
+        sites = result.outcome.sites
+        converged = all(_converged(peer.losses, peer.metrics) for peer in sites) and len(sites) > 0
         score = worth(result) if converged else DIVERGED
         trial = {"rate": rate, "seed": seed, "score": _shown(score), "converged": converged}
         self.trials.append(trial | {"steps_to_target": result.steps_to_target})
@@ -131,8 +137,7 @@ class _Search:
     def _try_alone(self, rate: float) -> Score:
         config = with_rate(self.config, rate)
         first = first_trainer(config, self.data_dir, "cpu")
-        batch = config.data.batch_size * config.peers
-        baseline: Baseline = train_centralized(first, batch)
+        baseline: Baseline = train_centralized(first, swarm_batch(config))
         converged = _converged(baseline.losses, baseline.metrics)
         return _metrics_score([baseline.metrics]) if converged else DIVERGED
 
@@ -162,7 +167,7 @@ def row_columns(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _quality(result: Result) -> Score:
-    return _metrics_score([peer.metrics for peer in result.outcome.peers])
+    return _metrics_score([peer.metrics for peer in result.outcome.sites])
 
 
 def _metrics_score(metrics: Sequence[Metrics]) -> Score:

@@ -78,3 +78,13 @@ def test_with_rate_changes_nothing_else(cells) -> None:
     config = cells()[0].config
     assert with_rate(config, 0.2) == config
     assert with_rate(config, 0.3).optimizer.lr == 0.3
+
+
+def test_a_peer_without_data_has_no_say_in_a_rate(cells) -> None:
+    """It measures nothing, and has no loss that could fall."""
+    settings = ("peers=3", "steps=10", "data.forward=['peer-0']")
+    found = tune(TuningJob(cells(overrides=settings)[0]))
+    assert found["converged"] == 3
+    row = run_cell(Job(cells(overrides=(*settings, f"optimizer.lr={found['rate']}"))[0]))
+    assert row["peers_finished"] == 3
+    assert row["worst_suboptimality"] >= row["mean_suboptimality"] > 0
