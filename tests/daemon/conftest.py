@@ -297,24 +297,26 @@ from peer.tasks.digits import Digits
 
 class Theirs(Digits):
     name = "theirs"
-
+{methods}
+"""
+MODEL = """
     def model(self):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, {hidden}), nn.Linear({hidden}, 10))
-{more}
 """
 
 
 @pytest.fixture
 def install(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a folder with a package that offers the task `theirs`, with so many hidden units, and
-    with `more` methods."""
+    """Makes a folder with a package that offers the task `theirs`: digits, with so many `hidden`
+    units in place of its own network, and with `more` methods."""
     numbers = itertools.count()
 
-    def install(hidden: int, more: str = "") -> Path:
+    def install(hidden: int | None = None, more: str = "") -> Path:
         folder = tmp_path / f"theirs-{next(numbers)}"
         metadata = folder / "theirs-1.0.dist-info"
         metadata.mkdir(parents=True)
-        (folder / "theirs.py").write_text(TASK.format(hidden=hidden, more=more), encoding="utf-8")
+        methods = more if hidden is None else MODEL.format(hidden=hidden) + more
+        (folder / "theirs.py").write_text(TASK.format(methods=methods), encoding="utf-8")
         (metadata / "METADATA").write_text("Name: theirs\nVersion: 1.0\n", encoding="utf-8")
         (metadata / "entry_points.txt").write_text(
             "[relayswarm.tasks]\ntheirs = theirs:Theirs\n", encoding="utf-8"

@@ -16,7 +16,7 @@ import pytest
 
 from peer.simulator.run import simulate
 from relayswarm import config as run_config
-from tests.daemon.soak import HEALING, SETTINGS, Soak, draw
+from tests.daemon.soak import HEALING, PACED, SETTINGS, Soak, draw
 from tests.daemon.wires import Wires
 
 log = logging.getLogger(__name__)
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 SECONDS = float(os.environ.get("RELAYSWARM_SOAK_SECONDS", "8"))
 SEED = int(os.environ.get("RELAYSWARM_SOAK_SEED", "2"))
 HEALS = [flag == "1" for flag in os.environ.get("RELAYSWARM_SOAK_HEAL", "0,1").split(",")]
-# About as fast as the swarm is, for each message takes its time: a long soak has time, and then
-# does not depend on how busy the machine is.
-STEPS_PER_S, DELAY_S = (10.0, 0.04) if SECONDS < 60 else (3.75, 0.3)
+# A local step and a message take their time, so that the swarm is about as fast however busy the
+# machine is.
+STEPS_PER_S, PACE_S, DELAY_S = (8.0, 0.08, 0.02) if SECONDS < 60 else (3.75, 0.2, 0.04)
 STEPS_AFTER = 140  # so many are left once all faults are over
 STEPS = round(STEPS_PER_S * SECONDS) + STEPS_AFTER
 POINTS = 0.03
@@ -35,7 +35,8 @@ POINTS = 0.03
 @cache
 def undisturbed() -> float:
     """The worst peer's accuracy in a simulated run without faults."""
-    config = run_config.parse("", [*SETTINGS, f"steps={STEPS}", "faults.drop=0"])
+    settings = (*SETTINGS, "task.name=digits", f"steps={STEPS}", "faults.drop=0")
+    config = run_config.parse("", settings)
     peers = simulate(config, None, lambda _: None).peers
     return min(peer.metrics["accuracy"] or 0.0 for peer in peers)
 
@@ -43,15 +44,21 @@ def undisturbed() -> float:
 @pytest.mark.timeout(8 * SECONDS + 180)
 @pytest.mark.parametrize("heals", HEALS, ids=lambda heals: f"heals={heals:d}")
 def test_a_swarm_outlives_whatever_befalls_it(
-    daemons: Callable[..., Any], tmp_path: Path, heals: bool
+    daemons: Callable[..., Any],
+    install: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    heals: bool,
 ) -> None:
+    task = install(more=PACED.format(pace_s=PACE_S))
+    monkeypatch.syspath_prepend(str(task))
     store = ("--store", str(tmp_path / "store.db"))
-    settings = (*SETTINGS, f"steps={STEPS}", f"faults.delay_s={DELAY_S}")
+    settings = (*SETTINGS, "task.name=theirs", f"steps={STEPS}", f"faults.delay_s={DELAY_S}")
     settings += HEALING if heals else ()
     swarm = daemons(*settings, start=False, flags=store)
     wires = Wires(lambda: {p.pid: name for name, p in swarm.peers.items()})
     faults = draw(SEED, SECONDS, every_s=1.5, healing=heals)
-    soak = Soak(swarm, wires)
+    soak = Soak(swarm, wires, task)
     began = time.monotonic()
     try:
         soak.start()
