@@ -96,7 +96,8 @@ Effect: TypeAlias = Tell | Drop
 
 @dataclass(slots=True)
 class _Evaluation:
-    """What is known of one evaluation. `told` are the peers in what a neighbour was told last."""
+    """What is known of one evaluation. `own` is empty of a peer that has measured nothing, and None
+    as long as it may still measure; `told` are the peers in what a neighbour was told last."""
 
     own: Sums | None = None
     heard: dict[PeerId, SwarmMean] = field(default_factory=dict)
@@ -105,7 +106,7 @@ class _Evaluation:
 
     @property
     def peers(self) -> int:
-        return (self.own is not None) + sum(mean.peers for mean in self.heard.values())
+        return bool(self.own) + sum(mean.peers for mean in self.heard.values())
 
     def peers_from(self, neighbour: PeerId) -> int:
         return self.heard[neighbour].peers if neighbour in self.heard else 0
@@ -134,7 +135,7 @@ class MetricRelay:
         self._is_due = is_due
         self._view: View | None = None
         self._measured: dict[int, Sums] = {}  # the newest of this peer's own
-        self._names: frozenset[str] = frozenset()  # of this peer's metrics; empty: not known yet
+        self._names: frozenset[str] = frozenset()  # of this peer's metrics; empty: not known
         self._open: dict[int, _Evaluation] = {}
         self._forgotten = -1
         self._gone: set[PeerId] = set()
@@ -191,7 +192,7 @@ class MetricRelay:
     def _judge(self, head: Head) -> Verdict:
         if not 1 <= head.count <= self._behind[head.sender]:
             return Verdict.BAD_COUNT
-        if not self._knows(head):
+        if not self._knows(head.metrics):
             return Verdict.BAD_METRIC
         held = self._open[head.step].heard.get(head.sender) if head.step in self._open else None
         if held is None or head.count > held.peers:
@@ -247,7 +248,7 @@ class MetricRelay:
             self._learn(step, evaluation)
         peers, told = evaluation.peers, evaluation.told
         to = [j for j in self._behind if awaited <= {j}]
-        news = [j for j in to if peers - evaluation.peers_from(j) > told.get(j, 0)]
+        news = [j for j in to if peers - evaluation.peers_from(j) > told.get(j, -1)]
         return [self._tell(step, evaluation, j) for j in news]
 
     def _tell(self, step: int, evaluation: _Evaluation, to: PeerId) -> Tell:
@@ -302,9 +303,10 @@ class MetricRelay:
             self._forgotten = oldest
         return evaluation
 
-    def _knows(self, head: Head) -> bool:
-        """Before its own first evaluation a peer does not know which metrics there are."""
-        return not self._names or self._names.issuperset(head.metrics)
+    def _knows(self, names: Iterable[str]) -> bool:
+        """Before its own first evaluation a peer does not know which metrics there are, and one
+        without data never does."""
+        return not self._names or self._names.issuperset(names)
 
     def _learn_names(self, names: frozenset[str]) -> list[Effect]:
         """What was taken on trust, and has names that do not exist, is dropped."""
@@ -312,7 +314,7 @@ class MetricRelay:
         dropped: list[Effect] = []
         for step, evaluation in self._open.items():
             for peer, mean in list(evaluation.heard.items()):
-                if not self._names.issuperset(mean.sums):
+                if not self._knows(mean.sums):
                     del evaluation.heard[peer]
                     dropped.append(Drop(self._bad(step, peer, mean), DropReason.UNEXPECTED))
         return dropped

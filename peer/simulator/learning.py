@@ -234,7 +234,8 @@ class Simulation:
             SwarmMetric(k, math.nan if v is None else v, 1.0, 1) for k, v in names.items()
         )
         swarm = SwarmMetrics(event["step"], event["peers"], means)
-        self._stopping.heard(event["peer"], swarm, len(self._alive))
+        measuring = sum(self._weights[peer] > 0 for peer in self._alive)
+        self._stopping.heard(event["peer"], swarm, measuring)
         self._consider_the_end()
 
     @property

@@ -399,6 +399,21 @@ def test_names_taken_on_trust_are_held_to_the_first_evaluation() -> None:
     assert relay.known == SwarmMean(4, 1, {"loss": Sum(1, 1, 1)})
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_who_measures_nothing_passes_the_others_on(is_first: bool) -> None:
+    """A peer without data, or a program that does not evaluate: whether its turn comes before or
+    after those of the others. It is none of the peers in the mean."""
+    swarm = Swarm(CHAIN)
+    turns = [lambda: swarm.post(swarm.relays[1].measured(3, {}))]
+    turns.insert(is_first, lambda: [swarm.evaluate(i, 3) for i in (0, 2)])
+    for turn in turns:
+        turn()
+        swarm.round()
+    swarm.round()
+    for relay in swarm.relays:
+        assert_exact(relay.known, 3, [0, 2])
+
+
 def test_who_only_listens_exports_nothing() -> None:
     """Names are not known before the first evaluation of its own."""
     relay = Swarm(CHAIN).relays[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -79,10 +80,26 @@ def test_a_site_without_data_ends_there_too() -> None:
     assert [peer.local_steps for peer in outcome.peers] == [config.steps] * 5 + [0]
     assert outcome.simulation["gradient_evaluations"] == 5 * config.steps
     known, others = forwarder.swarm_metrics, outcome.peers[0].swarm_metrics  # it relays them, too
+    assert known == others
     assert known is not None
-    assert others is not None
-    for key in ("step", "metrics", "weights", "measured_by"):
-        assert known[key] == others[key]
+    assert known["peers"] == 5
+
+
+@pytest.mark.parametrize("forwards", [0, 1], ids=["at the end", "between"])
+def test_a_site_without_data_is_none_of_those_that_measured(forwards: int) -> None:
+    """However the sums have come: an evaluation is complete once all others are in it."""
+    settings = ("peers=3", f'data.forward=["peer-{forwards}"]', "topology.graph=chain")
+    early = ("optimizer.lr=1e-300", "evaluation.every=2", "stop.metric=loss", "stop.patience=1")
+    plain = [setting for setting in HETEROGENEOUS if "weight" not in setting]
+    told: list[dict[str, Any]] = []
+    outcome = simulate(parse("", [*plain, *settings, *early, "steps=20"]), None, told.append)
+    for peer in outcome.peers:
+        assert peer.swarm_metrics is not None
+        assert peer.swarm_metrics["peers"] == 2
+        assert set(peer.swarm_metrics["measured_by"].values()) == {2}
+    before = itertools.takewhile(lambda event: event["event"] != "stop", told)
+    evaluated = [event["step"] for event in before if event["event"] == "evaluation"]
+    assert max(evaluated) == 4, "the second, which is no better"
 
 
 def test_stacked_peers_weigh_as_they_do_alone() -> None:
