@@ -460,6 +460,8 @@ class Synchronous(Algorithm):
             for edge in [*self._slots, *(self._edges if self.view else ())]:
                 if edge[1] == peer:
                     self._slot(edge).silent = True
+            if self._waiting_since == math.inf and not self._waits_for_trainers():
+                self._waiting_since = now
         elif self.admit(head) is not Verdict.ACCEPTED:
             pass
         elif head.left:
@@ -472,9 +474,12 @@ class Synchronous(Algorithm):
 
     def _waits_for_trainers(self) -> bool:
         """A peer without data is done with its step at once: its patience begins when a neighbour
-        that trains is done, or another one is further."""
+        that trains is done, or another one is further. Where all of them are out of reach it waits
+        for one to come back; but in the last step they have finished by then, and none does."""
         weights = self._view.weights
-        return any(weights.get(peer) for _, peer in self._edges)
+        trainers = [edge for edge in self._edges if weights.get(edge[1])]
+        is_last = self._step + 1 >= self.run.total_steps
+        return any(not (is_last and self._slot(edge).silent) for edge in trainers)
 
     def _heard(self, head: Head, now: float) -> None:
         if self.phase is Phase.WAITING:

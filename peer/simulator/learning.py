@@ -82,6 +82,7 @@ class Simulation:
             traffic=self._meter,
             wire=self._wire(fmt),
             follows_swarm=follows_swarm(config) and not first.settings.is_constant,
+            linger_s=config.transport.linger_s,
         )
         self._mail = MetricMail(PlannedLink(self._plan), self._world.connected, self._world)
         self._crashes = Crashes(self._plan, self._world, self._crashed, self._come_back)

@@ -152,6 +152,7 @@ class StackedSimulation:
             traffic=self._meter,
             wire=PlainWire(wire_format, self._meter) if pairs else None,
             follows_swarm=follows_swarm(config) and not first.settings.is_constant,
+            linger_s=config.transport.linger_s,
         )
         seconds = [LOCAL_STEP_S * plan.slow_down(peer) for peer in self._members]
         bodies = Bodies(lru_cache(maxsize=8)(first.lr), seconds)  # all ask for the same step

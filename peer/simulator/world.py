@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -239,7 +240,8 @@ class World:
     `cancels = False` a message that was cancelled arrives all the same. A message to a peer that
     cannot be reached is lost, and its sender told that the peer is unreachable. `wire` carries what
     a receiver takes, when it arrives. `follows_swarm` says whether rates do (see `peer.pace`), so
-    that the peers' progress is counted.
+    that the peers' progress is counted. What a peer has sent that finished `linger_s` ago, and the
+    receiver does not want yet, is given up.
     """
 
     def __init__(
@@ -252,8 +254,10 @@ class World:
         traffic: Traffic | None = None,
         wire: Wire | None = None,
         follows_swarm: bool = False,
+        linger_s: float = math.inf,
     ) -> None:
         self.now = 0.0
+        self._linger_s = linger_s
         self.follows_swarm = follows_swarm
         self.nodes: dict[PeerId, Node] = {}
         self._steps: dict[PeerId, int] = {}  # of each peer that lives
@@ -368,12 +372,15 @@ class World:
             return
         node, back = self.nodes[to], self.nodes[sender]
         back.down.discard(to)
-        verdict = node.algorithm.admit(replace(head, lost=True) if flight.lost else head)
+        asked = replace(head, lost=True) if flight.lost else head
+        verdict: Verdict | None = node.algorithm.admit(asked)
         if verdict is Verdict.EPOCH_AHEAD:
-            if self._traffic:
-                self._traffic.retried(sender)
-            self._arrive_at(self.now + RETRY_S, flight)
-            return
+            if not self._has_left(back):
+                if self._traffic:
+                    self._traffic.retried(sender)
+                self._arrive_at(self.now + RETRY_S, flight)
+                return
+            verdict = None
         if verdict is Verdict.ACCEPTED:
             if self._traffic and not flight.lost:
                 self._traffic.received(sender, to, flight.payload)
@@ -381,6 +388,9 @@ class World:
         elif verdict is Verdict.BUSY:
             back.reached(flight.hops + 1)
         back.feed(SendDone(to, head, verdict))
+
+    def _has_left(self, node: Node) -> bool:
+        return node.finished_at is not None and self.now > node.finished_at + self._linger_s
 
 
 def _received(head: Head, payload: tuple[Any, ...]) -> Received:

@@ -16,6 +16,8 @@ from peer.algorithms import build
 from peer.algorithms.allreduce import AllReduce
 from peer.algorithms.core import (
     Epoch,
+    Finished,
+    Gone,
     Head,
     Kind,
     Lin,
@@ -26,6 +28,7 @@ from peer.algorithms.core import (
     Run,
     Send,
     Set,
+    Tick,
     Trained,
     Verdict,
     View,
@@ -262,6 +265,25 @@ def test_the_rate_factor_is_one_over_the_part_of_an_update_that_stays(
         1 + sum(weights[i] * weights[j] * d for (i, j), d in delays.items()) / sum(weights) ** 2
     )
     assert tree.lr_factor(overlap=overlap, weights=weights) == expected
+
+
+# --- without data ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_who_has_no_data_waits_for_the_others_but_for_ever_only_before_the_last_step(
+    steps: int,
+) -> None:
+    """In the last one they have finished, and left, if none of them can be reached: what they had
+    sent has got lost. Before, it would run ahead of all others to its end, and relay no more."""
+    peer = RelaySGD(Run(total_steps=steps, deadline_s=30.0), Options())
+    peer.handle(NewView(chain_view((0.0, 1.0, 1.0))), 0.0)
+    peer.handle(Trained(0, 1), 0.0)
+    assert peer.next_deadline() is None, "for as long as they take to train"
+    peer.handle(Gone("b"), 50.0)
+    assert peer.next_deadline() == (80.0 if steps == 1 else None)
+    ended = peer.handle(Tick(), 80.0)
+    assert (Finished(1) in ended) == (steps == 1)
 
 
 # --- what it refuses ------------------------------------------------------------------------------

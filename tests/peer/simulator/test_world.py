@@ -118,6 +118,17 @@ def test_a_receiver_without_the_view_is_tried_again() -> None:
     assert (traffic.messages_sent["a"], traffic.messages_retried["a"]) == (1, 3)
 
 
+def test_what_nobody_wants_is_given_up_once_its_sender_has_left() -> None:
+    """Else a run in which somebody stands still would never end."""
+    world, a, b = world_of_two(after(1.0), linger_s=5.0)
+    b.verdicts = [Verdict.EPOCH_AHEAD] * 10_000
+    world.nodes["a"].finished_at = 1.0
+    world.transmit("a", "b", message(), ())
+    world.run()
+    assert a.events == [(world.now, SendDone("b", message(), None))]
+    assert world.now == pytest.approx(6.0, abs=2 * RETRY_S)
+
+
 def test_a_known_loss_is_announced_and_a_silent_one_is_not() -> None:
     world, a, b = world_of_two(after(1.0, lost=True))
     world.transmit("a", "b", message(), ())
