@@ -35,6 +35,10 @@ class TooOftenError(Exception):
     """Asked too often."""
 
 
+class UntriedError(Exception):
+    """Nobody is called: the text says why. Whether the caller can be reached is not known."""
+
+
 class DialBack:
     """Calls back who asks for it. Thread-safe."""
 
@@ -47,7 +51,7 @@ class DialBack:
     def problem(self, caller: str, address: str, peer_id: str, nonce: str) -> str:
         """Why the caller (an IP address) is not reached at HOST:PORT; '' if it is.
 
-        Raises TooOftenError.
+        Raises UntriedError if that is not where it calls from, and TooOftenError.
         """
         if not _NONCE.fullmatch(nonce):
             return "nonce: give 16 to 64 letters, digits and -"
@@ -60,7 +64,7 @@ class DialBack:
             raise TooOftenError
         try:
             if caller not in _addresses(host, port):
-                return (
+                raise UntriedError(
                     f"{host} is not where this call comes from, {caller}: it cannot be tried; "
                     f"advertise {caller}, or let another machine try it"
                 )

@@ -18,7 +18,7 @@ import grpc
 
 from coordinator import messages
 from coordinator.conductor import Conductor, Denied, SamplesRefused, WatchEnd
-from coordinator.dial_back import DialBack, TooOftenError, host_of
+from coordinator.dial_back import DialBack, TooOftenError, UntriedError, host_of
 from coordinator.member_metrics import Sample, checked
 from coordinator.members import (
     REFUSAL_KEY,
@@ -151,14 +151,17 @@ class CoordinatorService(pb_grpc.CoordinatorServiceServicer):
         if request.peer_id:
             self._gate.speaks_for(context, request.peer_id)
         name = request.peer_id or self._gate.name_of(context)
-        host = host_of(context.peer())
+        host, untried = host_of(context.peer()), False
         try:
             problem = self._dial_back.problem(host, request.advertised_address, name, request.nonce)
+        except UntriedError as error:
+            problem, untried = str(error), True
         except TooOftenError:
             _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "asked too often; wait 2 s")
         return pb.CheckReachabilityResponse(
             reached=not problem,
             problem=problem,
+            untried=untried,
             seen_host=host,
             time_s=time.time(),
             release=__version__,

@@ -265,8 +265,7 @@ def check_way_back(answer: CalledBack, advertised: str, patient: Patient) -> Che
     remedy = f"open port {port} of this machine to the others, and advertise what leads there"
     if is_loopback(split_address(patient.listen, "--listen")[0]):
         remedy = "listen for others, too: --listen 0.0.0.0:PORT --advertise HOST:PORT"
-    unknown = "cannot be tried" in answer.problem
-    verdict = Verdict.UNKNOWN if unknown else Verdict.FAILED
+    verdict = Verdict.UNKNOWN if answer.untried else Verdict.FAILED
     return Check("way back", verdict, f"{advertised}: {answer.problem}", remedy)
 
 

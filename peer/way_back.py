@@ -32,7 +32,7 @@ def require_way_back(
         if answer is None or answer.reached:
             return
         problem = answer.problem
-        if "cannot be tried" in problem:
+        if answer.untried:
             log.debug("whether others reach %s is not known: %s", address, problem)
             return
     raise JoinError(

@@ -46,10 +46,11 @@ class Swarm:
 
 @dataclass(frozen=True, slots=True)
 class CalledBack:
-    """What the coordinator found when it called back. `ahead_s`: its clock less ours, seconds,
-    give or take half of `round_trip_s`."""
+    """What the coordinator found when it called back, if it did not leave it `untried`. `ahead_s`:
+    its clock less ours, seconds, give or take half of `round_trip_s`."""
 
     reached: bool
+    untried: bool
     problem: str
     seen_host: str
     ahead_s: float
@@ -117,6 +118,7 @@ class CoordinatorProbe:
             taken = time.perf_counter() - began
         return CalledBack(
             answer.reached,
+            answer.untried,
             shortened(answer.problem),
             shortened(answer.seen_host),
             answer.time_s - (clock + taken),  # it looks at its clock when all else is done

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from coordinator import dial_back
-from coordinator.dial_back import BURST, DialBack, TooOftenError, host_of
+from coordinator.dial_back import BURST, DialBack, TooOftenError, UntriedError, host_of
 from peer.transport.probe import answering
 from relayswarm import __version__
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
@@ -76,9 +76,9 @@ def test_nobody_there(dialler: DialBack) -> None:
 def test_another_host_is_never_dialled(
     dialler: DialBack, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    with dialled(monkeypatch) as places:
-        problem = dialler.problem("192.0.2.7", address, "", NONCE)
-    assert re.search("is not where this call comes from, 192.0.2.7: it cannot be tried", problem)
+    why = "is not where this call comes from, 192.0.2.7: it cannot be tried"
+    with dialled(monkeypatch) as places, pytest.raises(UntriedError, match=re.escape(why)):
+        dialler.problem("192.0.2.7", address, "", NONCE)
     assert places == []
 
 
@@ -108,21 +108,22 @@ def test_only_a_made_up_name_is_asked_for(dialler: DialBack, nonce: str) -> None
 
 
 def test_not_too_often(dialler: DialBack, clock: Clock) -> None:
-    def ask() -> str:
-        return dialler.problem("192.0.2.7", "192.0.2.8:1", "", NONCE)
+    def ask() -> None:
+        with pytest.raises(UntriedError):
+            dialler.problem("192.0.2.7", "192.0.2.8:1", "", NONCE)
 
     for _ in range(BURST):
-        assert ask()
+        ask()
     with pytest.raises(TooOftenError):
         ask()
     clock.now += 2 * dial_back.EVERY_S
-    assert ask()
-    assert ask()
+    ask()
+    ask()
     with pytest.raises(TooOftenError):
         ask()
     clock.now += 1e6  # a long pause allows no more than the burst
     for _ in range(BURST):
-        assert ask()
+        ask()
     with pytest.raises(TooOftenError):
         ask()
 
@@ -134,7 +135,8 @@ def test_one_at_a_time(dialler: DialBack, monkeypatch: pytest.MonkeyPatch) -> No
         return set()
 
     monkeypatch.setattr(dial_back, "_addresses", ask_again)
-    assert "cannot be tried" in dialler.problem(LOCAL, f"{LOCAL}:1", "", NONCE)
+    with pytest.raises(UntriedError):
+        dialler.problem(LOCAL, f"{LOCAL}:1", "", NONCE)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,16 @@ def test_who_calls(peer: str, host: str) -> None:
 
 
 def test_a_caller_without_an_address_is_not_called_back(dialler: DialBack) -> None:
-    assert "cannot be tried" in dialler.problem("", "nowhere.invalid:1", "", NONCE)
+    with pytest.raises(UntriedError):
+        dialler.problem("", "nowhere.invalid:1", "", NONCE)
+
+
+def test_the_service_says_that_it_has_not_called(serve: Callable[..., Any]) -> None:
+    """A peer behind a proxy or NAT joins all the same: nobody knows that it cannot be reached."""
+    request = pb.CheckReachabilityRequest(advertised_address="192.0.2.7:1", nonce=NONCE)
+    answer = serve().stub.CheckReachability(request, timeout=20.0)
+    assert (answer.reached, answer.untried) == (False, True)
+    assert "it cannot be tried" in answer.problem
 
 
 # --- the service --------------------------------------------------------------------------------

@@ -158,5 +158,5 @@ def test_releases(theirs: str, verdict: Verdict) -> None:
     ],
 )
 def test_clocks(ahead_s: float, round_trip_s: float, verdict: Verdict) -> None:
-    answer = CalledBack(True, "", "127.0.0.1", ahead_s, round_trip_s, __version__)
+    answer = CalledBack(True, False, "", "127.0.0.1", ahead_s, round_trip_s, __version__)
     assert examination.check_clock(answer).verdict is verdict

@@ -931,6 +931,7 @@ class CheckReachabilityResponse(google.protobuf.message.Message):
     SEEN_HOST_FIELD_NUMBER: builtins.int
     TIME_S_FIELD_NUMBER: builtins.int
     RELEASE_FIELD_NUMBER: builtins.int
+    UNTRIED_FIELD_NUMBER: builtins.int
     reached: builtins.bool
     """Whether the caller was reached."""
     problem: builtins.str
@@ -941,6 +942,10 @@ class CheckReachabilityResponse(google.protobuf.message.Message):
     """The coordinator's clock, seconds since 1970."""
     release: builtins.str
     """The coordinator's release of relayswarm."""
+    untried: builtins.bool
+    """Whether nobody was called, as the address is not where the call comes from: whether the caller
+    can be reached is not known then.
+    """
     def __init__(
         self,
         *,
@@ -949,7 +954,8 @@ class CheckReachabilityResponse(google.protobuf.message.Message):
         seen_host: builtins.str = ...,
         time_s: builtins.float = ...,
         release: builtins.str = ...,
+        untried: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["problem", b"problem", "reached", b"reached", "release", b"release", "seen_host", b"seen_host", "time_s", b"time_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["problem", b"problem", "reached", b"reached", "release", b"release", "seen_host", b"seen_host", "time_s", b"time_s", "untried", b"untried"]) -> None: ...
 
 global___CheckReachabilityResponse = CheckReachabilityResponse
