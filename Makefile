@@ -156,7 +156,7 @@ figures: $(VENV)/.dev ## Regenerate the figures of docs/figures.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.figures $(ARGS)
 
 # With the committed rates, into reports/tables; resumable. DATA names the folder that holds fashion-mnist.
-tables: $(VENV)/.dev ## The papers' tables of docs/results.md, up to an hour (DATA=folder; ARGS=relaysgd-5 for one)
+tables: $(VENV)/.dev ## The papers' tables of docs/results.md, about an hour on 2 cores (DATA=folder; ARGS=relaysgd-5 for one)
 	@test -n "$(DATA)" || { echo "DATA is not set: name the folder that holds fashion-mnist"; exit 2; }
 	@$(BIN)/python benchmarks/paper_tables.py --data-dir $(DATA) --output reports/tables $(ARGS)
 
