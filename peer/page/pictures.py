@@ -78,9 +78,9 @@ def _address(svg: str) -> str:
 
 
 def _chart(height: float = 3.6) -> tuple[Figure, Axes]:
-    """Its margins are fixed: finding the best takes as long as drawing."""
+    """Its margins are fixed: finding the best takes as long as drawing. "97.75%" has room."""
     figure = Figure(figsize=(WIDTH, height))
-    margins = {"left": 0.13, "right": 0.97, "bottom": 0.48 / height, "top": 1 - 0.3 / height}
+    margins = {"left": 0.17, "right": 0.97, "bottom": 0.48 / height, "top": 1 - 0.3 / height}
     return figure, figure.subplots(gridspec_kw=margins)
 
 

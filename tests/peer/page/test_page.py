@@ -6,14 +6,19 @@ import base64
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
+from matplotlib.figure import Figure
 
 from peer.outcome import Happening, PeerOutcome
+from peer.page import pictures
 from peer.page.page import render
+from peer.page.pictures import Picture
 from peer.page.reading import read_report
 from peer.report import Comparison, prepare_directory, write_report
 from tests.peer.test_report import BASELINE, PEERS, made_up_peer, made_up_run
@@ -119,6 +124,36 @@ def test_it_says_what_the_report_says(tmp_path: Path) -> None:
     assert "2.00 peer-2 ended with exit code -9" in words
     assert "peer-1 4 80.0% 0.1 1 of 8" in words
     assert "peer-2 4 97.0% 0.2 2.5 2 of 8" in words  # with the epsilon of its movements
+
+
+@pytest.mark.parametrize("levels", [(0.1, 1.0), (0.9775, 0.9792)])  # "100.0%", "97.75%"
+def test_no_letter_of_a_picture_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, levels: tuple[float, float]
+) -> None:
+    figures: list[Figure] = []
+
+    def kept(make: Callable[[], Figure], alt: str) -> Picture:
+        figures.append(make())
+        return Picture("", "", alt)
+
+    monkeypatch.setattr(pictures, "picture", kept)
+    steps = [(k, {"loss": 10.0 ** -(k % 4), "accuracy": levels[k % 2]}) for k in range(1, 9)]
+    peers = [replace(made_up_peer(k, levels[0]), evaluations=steps) for k in range(3)]
+    outcome = made_up_run(peers, happenings=HAPPENINGS)
+    with matplotlib.rc_context(pictures.SVG):
+        drawn = [
+            *pictures.curves(outcome, BASELINE),
+            *pictures.topology(outcome),
+            *pictures.losses_of_messages(peers),
+            *pictures.time_line(outcome, "seconds"),
+        ]
+        assert len(drawn) == len(figures) >= 6
+        for figure, shown in zip(figures, drawn, strict=True):
+            figure.draw_without_rendering()  # what a layout engine moves is in its place
+            taken = figure.get_tightbbox()
+            assert taken.min.min() >= 0, shown.alt
+            assert taken.x1 <= figure.get_figwidth(), shown.alt
+            assert taken.y1 <= figure.get_figheight(), shown.alt
 
 
 def test_no_lost_message_needs_no_picture(tmp_path: Path) -> None:
