@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,31 @@ def test_last_words_are_heard_and_the_stubborn_killed(
             break
     swarm.stop()
     assert list(swarm.last_words()) == [{"event": "state", "peer": "peer-1", "state": "left"}]
+
+
+def test_who_hangs_is_reported_but_not_who_finished_and_is_slow_to_end(
+    scripts: Any, swarm: LocalSwarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swarm_module, "GRACE_S", 1.0)
+    done = tmp_path / "done"
+    os.mkfifo(done)
+    scripts.coordinator_script = f"""
+        topology("peer-0", "peer-1")
+        say("coordinator_started", address="here:1")
+        open({str(done)!r}).read()
+        say("finished")
+        wait_to_be_ended()
+    """
+    scripts.peer_scripts["peer-0"] = f"""
+        finish()
+        open({str(done)!r}, "w").close()
+        wait_to_be_ended()
+    """
+    scripts.peer_scripts["peer-1"] = "step(0)\nwait_to_be_ended()"
+    heard = events(swarm)
+    assert names(heard, "peer-0") == ["peer_finished"]
+    assert names(heard, "peer-1") == ["step", "peer_exited"]
+    assert heard[-1]["exit_code"] is None
 
 
 def test_a_quiet_time_is_told_too(scripts: Any, swarm: LocalSwarm) -> None:
