@@ -15,7 +15,7 @@ import typer
 
 from peer import variables
 from relayswarm import logs
-from relayswarm.config import RunConfig, load
+from relayswarm.config import RunConfig
 from relayswarm.logs import LogFormat, LogFormatOption
 from relayswarm.net.clients import Clients
 from relayswarm.net.flags import (
@@ -29,7 +29,7 @@ from relayswarm.net.flags import (
     Token,
 )
 from relayswarm.net.reachability import Reachability
-from relayswarm.settings import Override, of_environment
+from relayswarm.settings import Override, load_over, of_environment
 
 ConfigFile: TypeAlias = Annotated[
     Path | None, typer.Argument(metavar="RUN.TOML", help="Run config; left out: defaults.")
@@ -89,7 +89,7 @@ def resolve(
 ) -> RunConfig:
     """The run config: defaults, then the file, the environment, `--set`, flags. Raises
     ConfigError."""
-    return load(path, [one.text for one in overrides_in_force(overrides, flags)])
+    return load_over(path, overrides_in_force(overrides, flags))
 
 
 def warn(configs: Iterable[RunConfig]) -> None:

@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from peer.commands import DataDir, Device, Overrides, PrintJson, overrides_in_force
-from relayswarm.config import load
 from relayswarm.errors import ExitCode
 from relayswarm.net.flags import Insecure, TlsCa, TlsCert, TlsKey, Token
+from relayswarm.settings import load_over
 
 
 def doctor(
@@ -46,7 +46,7 @@ def doctor(
 
     Give the options that the peer is going to have.
     """
-    run = load(config, [one.text for one in overrides_in_force(set_, {})]) if config else None
+    run = load_over(config, overrides_in_force(set_, {})) if config else None
     from peer.examination import Check, Patient, Verdict, examine
     from relayswarm.net.security import Security
 

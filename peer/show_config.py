@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from peer.commands import ConfigFile, Overrides, PrintJson, overrides_in_force
-from relayswarm.config import load
-from relayswarm.settings import in_force, shown
+from relayswarm.settings import in_force, load_over, shown
 
 
 class Action(StrEnum):
@@ -37,5 +36,5 @@ def config(
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for key, value, source in rows:
         typer.echo(f"{key:<{widths[0]}}  {value:<{min(widths[1], 40)}}  {source}")
-    for warning in load(file, [one.text for one in overrides]).warnings:
+    for warning in load_over(file, overrides).warnings:
         typer.echo(f"warning: {warning}", err=True)

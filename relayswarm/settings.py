@@ -21,6 +21,8 @@ from relayswarm.config import RunConfig, load
 from relayswarm.errors import ConfigError
 
 PREFIX, BETWEEN = "RELAYSWARM_", "__"
+COMMANDS_TOO = ("coordinator.", "topology.")
+"""Sections with the name of a command, of which RELAYSWARM_TOPOLOGY_GRAPH is an option."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,10 @@ def of_environment(environment: Mapping[str, str] | None = None) -> list[Overrid
     """Settings that variables are named after, in alphabetical order.
 
     Of the run itself RELAYSWARM_KEY, of sections RELAYSWARM_SECTION__KEY. Raises ConfigError for
-    one of the latter that stands for no setting.
+    one of the latter that stands for no setting, and for RELAYSWARM_SECTION_KEY.
     """
     known = dict(_keys(RunConfig))
+    joined = {key.replace(".", "_"): key for key in known if not key.startswith(COMMANDS_TOO)}
     found = []
     for name, value in sorted((os.environ if environment is None else environment).items()):
         if not name.startswith(PREFIX):
@@ -64,12 +67,28 @@ def of_environment(environment: Mapping[str, str] | None = None) -> list[Overrid
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {_variable(near[0])}?" if near else "see docs/config.md"
             raise ConfigError(name, value, "stands for no setting", hint)
+        elif key in joined:
+            remedy = f"write {_variable(joined[key])}"
+            raise ConfigError(name, value, "has one underscore where two stand for a dot", remedy)
     return found
+
+
+def load_over(path: Path | None, overrides: Sequence[Override]) -> RunConfig:
+    """The file with overrides over it. Raises ConfigError as `load` does; it names the variable
+    that what is wrong comes from, which whoever typed the command may not know of."""
+    try:
+        return load(path, [one.text for one in overrides])
+    except ConfigError as error:
+        places = [one.source for one in overrides if _is_at(error.field, one.key)]
+        if not (places and places[-1].startswith(PREFIX)):
+            raise
+        field = f"{places[-1]}: {error.field}"
+        raise ConfigError(field, error.value, error.problem, error.remedy) from error
 
 
 def in_force(path: Path | None, overrides: Sequence[Override]) -> list[Setting]:
     """Every setting of a run, in the order of the reference. Raises ConfigError as `load` does."""
-    config = load(path, [one.text for one in overrides])
+    config = load_over(path, overrides)
     sources = dict.fromkeys(_leaves(_read(path)), str(path))
     for one in overrides:
         sources = {key: source for key, source in sources.items() if not _is_at(key, one.key)}

@@ -37,8 +37,9 @@ Settings come from these places; what comes later wins:
 1. the defaults below;
 2. the file;
 3. variables named after settings: `RELAYSWARM_STEPS` is `steps`, `RELAYSWARM_DATA__ALPHA` is
-   `data.alpha`, with two underscores for each dot. `up`, `simulate`, `check`, `config` and
-   `coordinator` look at them; a peer has its run's config from the coordinator and does not;
+   `data.alpha`, with two underscores for each dot (one is refused). `up`, `simulate`, `check`,
+   `config` and `coordinator` look at them; a peer has its run's config from the coordinator and
+   does not;
 4. variables that stand for [options of a command](commands.md#options-from-the-environment), such
    as `RELAYSWARM_UP_SET`;
 5. `--set SECTION.KEY=VALUE`, then the flags that stand for a setting (`--peers`, `--task`,

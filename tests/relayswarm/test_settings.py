@@ -13,7 +13,7 @@ from peer.localswarm import session
 from peer.localswarm.process import environment
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError, ExitCode
-from relayswarm.settings import Override, in_force, of_environment
+from relayswarm.settings import COMMANDS_TOO, Override, in_force, load_over, of_environment
 
 
 @pytest.fixture
@@ -65,6 +65,30 @@ def test_a_variable_that_stands_for_no_setting_is_refused(name: str, remedy: str
     with pytest.raises(ConfigError, match="stands for no setting") as caught:
         of_environment({name: "1"})
     assert (caught.value.field, caught.value.remedy) == (name, remedy)
+
+
+def test_one_underscore_in_the_place_of_two_is_refused() -> None:
+    with pytest.raises(ConfigError, match="one underscore where two stand") as caught:
+        of_environment({"RELAYSWARM_DATA_MIN_SAMPLES": "1"})
+    assert caught.value.remedy == "write RELAYSWARM_DATA__MIN_SAMPLES"
+
+
+def test_options_of_commands_are_not_taken_for_it() -> None:
+    """Of the sections that share their name with a command."""
+    assert [f"{name}." for name in RunConfig.model_fields if name in cli.COMMANDS] == sorted(
+        COMMANDS_TOO, reverse=True
+    )
+    assert of_environment({"RELAYSWARM_TOPOLOGY_GRAPH": "ring"}) == []
+
+
+def test_an_error_names_the_variable_that_it_comes_from(file: Path) -> None:
+    bad = Override("data.alpha=no", "RELAYSWARM_DATA__ALPHA")
+    with pytest.raises(ConfigError, match=r"^RELAYSWARM_DATA__ALPHA: data.alpha = 'no': "):
+        load_over(file, [bad])
+    with pytest.raises(ConfigError, match=r"^data.alpha = 'nor': "):
+        load_over(file, [bad, Override("data.alpha=nor", "--set")])
+    with pytest.raises(ConfigError, match=r"^steps = -1: "):
+        load_over(file, [Override("data.alpha=1", bad.source), Override("steps=-1", "--set")])
 
 
 def test_every_setting_has_a_variable() -> None:
