@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from typing import Any
@@ -10,6 +11,7 @@ import grpc
 import rich.box
 import rich.tree
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from coordinator.evaluations import evaluation_in
@@ -114,6 +116,10 @@ def _swarm_json(swarm: SwarmMetrics | None) -> dict[str, Any] | None:
     }
 
 
+WIDE = Console(width=1000, file=io.StringIO())
+"""To find how wide a table is if nothing limits it."""
+
+
 def show(status: pb.GetStatusResponse, console: Console | None = None) -> None:
     """Print a table of the members, and the trees."""
     console = console or Console()
@@ -122,7 +128,8 @@ def show(status: pb.GetStatusResponse, console: Console | None = None) -> None:
         epoch = status.epoch
         console.print(f"epoch {epoch.term}.{epoch.number}: {status.reason}")
     if status.members:
-        console.print(_table(status))
+        # As wide as it is, also in a narrow terminal: an address is there to be copied.
+        console.print(_table(status), soft_wrap=True)
     swarm = newest(status)
     if swarm is not None:
         console.print(_swarm_line(swarm), markup=False)
@@ -146,12 +153,10 @@ def _swarm_line(swarm: SwarmMetrics) -> str:
 
 def _table(status: pb.GetStatusResponse) -> Table:
     table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("peer", no_wrap=True)
-    for name in ("shard", "step", "steps/s", "loss", "models"):
-        table.add_column(name, justify="right")
-    table.add_column("state", no_wrap=True)
-    table.add_column("last seen", justify="right", no_wrap=True)
-    table.add_column("address", overflow="fold", min_width=15)
+    for name in ("peer", "shard", "step", "steps/s", "loss", "models", "state", "last seen"):
+        is_text = name in ("peer", "state")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+    table.add_column("address", no_wrap=True)
     for m in status.members:
         loss = f"{m.loss:.4g}" if math.isfinite(m.loss) else "-"
         table.add_row(
@@ -165,6 +170,7 @@ def _table(status: pb.GetStatusResponse) -> Table:
             f"{m.last_seen_s:.1f} s",
             m.member.address or "dials out only",
         )
+    table.width = Measurement.get(WIDE, WIDE.options, table).maximum
     return table
 
 

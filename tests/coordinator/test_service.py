@@ -379,6 +379,24 @@ def test_words_of_members_are_shown_only_if_they_are_known_ones(serve: Serve) ->
     json.loads(to_json(status), parse_constant=pytest.fail)
 
 
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_whole_addresses_are_shown_in_a_terminal_of_any_width(width: int) -> None:
+    """For `relayswarm pull --peer`."""
+    member = pb.MemberStatus(
+        member=pb.Member(peer_id="peer-10", address="peer-10.example.org:50051"),
+        step=123456,
+        loss=0.000321,
+        steps_per_s=0.0123,
+        models_counted=16,
+        state="averaging",
+    )
+    shown = io.StringIO()
+    show(pb.GetStatusResponse(run_id="run", members=[member]), Console(file=shown, width=width))
+    (row,) = [line for line in shown.getvalue().splitlines() if "peer-10" in line]
+    words = "peer-10 0 123456 0.0123 0.000321 16 averaging 0.0 s peer-10.example.org:50051"
+    assert row.split() == words.split()
+
+
 @pytest.mark.parametrize("call", ["RenewLease", "Leave", "WatchTopology"])
 def test_a_foreign_run_is_refused_and_counted_in_a_few_words(serve: Serve, call: str) -> None:
     running, told = serve("peers = 1"), []
