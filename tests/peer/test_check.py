@@ -274,6 +274,34 @@ def test_what_is_found(folder: Path) -> None:
     assert set(found.metrics) == {"loss", "accuracy"}
 
 
+def test_data_need_not_be_such_as_can_be_pickled(folder: Path, tmp_path: Path) -> None:
+    """Each process makes its own; none is handed from one to another."""
+    change(
+        folder,
+        DATA,
+        """import pickle
+        import threading
+
+        class Mine(TensorData):
+            lock = threading.Lock()
+            decode = staticmethod(lambda row: row)
+
+            def batch(self, indices):
+                with self.lock:
+                    return tuple(self.decode(part) for part in super().batch(indices))
+        found = Mine(x[mine], y[mine])
+        found.lock = threading.Lock()
+        try:
+            pickle.dumps(found)
+        except (TypeError, AttributeError):
+            return found""",
+    )
+    assert tried(folder).warnings == ()
+    config = run_config.load(folder / "run.toml", ["steps=4", "evaluation.every=2"])
+    options = session.SessionOptions(tmp_path / "report", as_json=True)
+    assert session.simulate(config, options) == ExitCode.DONE
+
+
 @pytest.mark.parametrize(
     ("settings", "size"),
     [
