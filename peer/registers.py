@@ -24,7 +24,7 @@ from peer.algorithms.core import LIVE, Coef, Head, Kind, Lin, Message, PeerId, R
 from peer.codec.edges import Lattice
 from peer.codec.quantizer import Quantizer
 
-CHUNK_ELEMENTS = 1 << 17  # four vectors of a pass stay in 2 MiB of a core's own cache
+CHUNK_ELEMENTS = 1 << 16  # small enough to stay in the processor's cache
 CUDA_CHUNK_ELEMENTS = 1 << 22  # large enough to hide the launch of a kernel
 
 
