@@ -238,15 +238,17 @@ SCALING: Sequence[tuple[str, Method, str, tuple[str, ...]]] = (
 
 
 def _table_12() -> Table:
+    """At the paper's α = 0.01 nearly all of a class goes to one peer, and so there is no cut of ten
+    classes in which each of 32 peers has samples."""
     lines = []
     for label, method, topology, paper in SCALING:
-        base = _cell(method, topology, True, 0.01, 10)
+        base = _cell(method, topology, True, 0.1, 10)
         cells = {f"{n} peers": replace(base, peers=n) for n in (16, 32, 64)}
         lines.append(Line(label, topology, cells, dict(zip(cells, paper, strict=True))))
     return Table(
         "relaysgd-12",
-        "RelaySGD, table 12: 16, 32 and 64 peers, 10 epochs, α = 0.01",
-        "CIFAR-10, VGG-11, 200 epochs",
+        "RelaySGD, table 12: 16, 32 and 64 peers, 10 epochs, α = 0.1",
+        "CIFAR-10, VGG-11, 200 epochs, α = 0.01",
         "last_five_worst",
         lines,
         longer=True,

@@ -18,6 +18,9 @@ from benchmarks.tables.catalogue import TABLES, Line, Table
 from benchmarks.tables.cells import SEQUENTIAL, TREES, Cell, config_of
 from benchmarks.tables.store import Store
 from peer.config import check_algorithm
+from relayswarm.config import DataConfig
+from relayswarm.partitioning import partition
+from relayswarm.task import Site
 
 ROOT = Path(__file__).parents[2]
 CELL = Cell("relaysgd", TREES, True, 0.1, epochs=3, peers=4)
@@ -158,6 +161,17 @@ def test_every_cell_of_every_table_is_a_config_of_its_own() -> None:
     assert len({cell.key for cell in every}) == len(set(every))
     for cell in every:
         check_algorithm(config_of(cell, 0.1, 0))
+
+
+def test_there_is_a_cut_of_the_data_for_every_cell() -> None:
+    """Of ten classes of one size."""
+    cells = {cell for table in TABLES.values() for cell in table.cells}
+    labels = np.repeat(np.arange(10), 2_000)
+    for peers, alpha in {(cell.peers, cell.alpha) for cell in cells if cell.task != "ag-news"}:
+        site = Site(
+            shard=0, shards=peers, seed=0, alpha=alpha, min_samples=DataConfig().min_samples
+        )
+        assert len(partition(labels, site).shards) == peers
 
 
 def test_committed_rates_are_the_best_of_their_trials() -> None:
