@@ -3,7 +3,8 @@
 Two procedures of the RelaySGD paper. `bisection` (appendix C.4) for quadratics: the rate that
 brings the mean of the models below a target first, and keeps it there; if no rate does, the one
 that ends lowest. `grid` (appendix C.1) for learning: powers of two around the rate that is best
-for centralized training, times the tree's learning-rate factor, then three seeds.
+for centralized training, times the tree's learning-rate factor, then three seeds. A task whose
+full gradients lead to no known suboptimality is tuned on the grid too.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ from coordinator.stopping import higher_is_better
 from coordinator.views import FILE, lay_out
 from peer.baseline import (
     Baseline,
+    first_site,
     first_trainer,
     has_full_gradients,
+    plain,
     swarm_batch,
     train_centralized,
 )
 from peer.outcome import Metrics, headline, mean
 from peer.simulator.stacked_training import Stacking
-from peer.sweep.cell import Result, base_rate, run
+from peer.sweep.cell import TARGET_METRIC, Result, base_rate, run
 from peer.sweep.grid import Cell
 from peer.sweep.search import DIVERGED, Score, Tried, bisect, halve_until_all_converge, sandwich
 from peer.views import peer_ids
 from relayswarm.config import RunConfig
+from relayswarm.errors import ConfigError
 
 REPLICAS = 3
 TARGET = 1e-6  # of suboptimality, as in figure 2
@@ -55,27 +59,43 @@ class TuningJob:
 
 
 def tune(job: TuningJob) -> dict[str, Any]:
-    """The rate, the procedure, and every run on the way, as JSON values."""
+    """The rate, the procedure, and every run on the way, as JSON values.
+
+    Raises ConfigError, before anything is run, if the task measures nothing to compare rates by.
+    """
     config = job.cell.config
     first = first_trainer(config, job.data_dir, "cpu")
-    search = _Search(config, job.data_dir, job.target, job.stacked)
+    measured = plain(first.evaluate())
+    search = _Search(config, job.data_dir, job.target, job.stacked, _criterion(measured, config))
     start = base_rate(config, job.data_dir)
     found: dict[str, Any]
-    if has_full_gradients(first):
+    if has_full_gradients(first) and TARGET_METRIC in measured:
         found = {"procedure": "bisection", "target": job.target, "rate": search.bisection(start)}
     else:
         found = {"procedure": "grid", **search.grid(start)}
     return {"combination": job.cell.combination, **found, **search.replicas(found["rate"])}
 
 
+def _criterion(measured: Metrics, config: RunConfig) -> str:
+    """The metric that tells which of two rates is better: what sums up a run."""
+    names = headline(measured)
+    if not names:
+        problem = f"its evaluate measures nothing at {first_site(config)}, so that no learning "
+        problem += "rate can be called better than another"
+        remedy = "have it return a value such as loss, or leave out --tune and give --lr"
+        raise ConfigError("task.name", config.task.name, problem, remedy)
+    return names[0]
+
+
 @dataclass
 class _Search:
-    """The runs of one tuning."""
+    """The runs of one tuning. `metric` is what the grid compares rates by."""
 
     config: RunConfig
     data_dir: Path | None
     target: float
     stacked: Stacking
+    metric: str
     trials: list[dict[str, Any]] = field(default_factory=list)
 
     def bisection(self, start: float) -> float:
@@ -86,7 +106,7 @@ class _Search:
         alone = Tried(lambda rate: self._try_alone(rate))
         _, centralized, _ = sandwich(alone, start)
         factor = self._factor()
-        tried = Tried(lambda rate: self._try(rate, self.config.seed, _quality))
+        tried = Tried(lambda rate: self._try(rate, self.config.seed, self._quality))
         _, rate, _ = sandwich(tried, centralized * factor)
         return {
             "rate": rate,
@@ -104,7 +124,7 @@ class _Search:
 
         def converges(candidate: float, seed: int) -> bool:
             if (candidate, seed) not in known:
-                self._try(candidate, seed, _quality)
+                self._try(candidate, seed, self._quality)
                 known[candidate, seed] = self.trials[-1]["converged"]
             return bool(known[candidate, seed])
 
@@ -132,14 +152,23 @@ class _Search:
         """Steps to the target come first, and then how near the end is to it."""
         if result.steps_to_target is not None:
             return (0.0, float(result.steps_to_target))
-        return (1.0, _number(result.consensus.get("suboptimality")))
+        return (1.0, _number(result.consensus.get(TARGET_METRIC)))
+
+    def _quality(self, result: Result) -> Score:
+        return self._score([peer.metrics for peer in result.outcome.sites])
+
+    def _score(self, metrics: Sequence[Metrics]) -> Score:
+        """By the mean over the peers that measure it: some may have nothing to measure with."""
+        value = _number(mean(m[self.metric] for m in metrics if self.metric in m))
+        higher = higher_is_better(self.metric) and math.isfinite(value)
+        return (0.0, -value if higher else value)
 
     def _try_alone(self, rate: float) -> Score:
         config = with_rate(self.config, rate)
         first = first_trainer(config, self.data_dir, "cpu")
         baseline: Baseline = train_centralized(first, swarm_batch(config))
         converged = _converged(baseline.losses, baseline.metrics)
-        return _metrics_score([baseline.metrics]) if converged else DIVERGED
+        return self._score([baseline.metrics]) if converged else DIVERGED
 
     def _factor(self) -> float:
         """What the tree takes from every update (appendix D.1), unless peers correct it anyway."""
@@ -164,17 +193,6 @@ def row_columns(found: Mapping[str, Any]) -> dict[str, Any]:
         "converged_replicas": found["converged"],
         "replicas": found["replicas"],
     }
-
-
-def _quality(result: Result) -> Score:
-    return _metrics_score([peer.metrics for peer in result.outcome.sites])
-
-
-def _metrics_score(metrics: Sequence[Metrics]) -> Score:
-    """By the metric that sums up a run, the mean over peers."""
-    name = headline(metrics[0])[0]
-    value = _number(mean(m.get(name) for m in metrics))
-    return (0.0, -value if higher_is_better(name) and math.isfinite(value) else value)
 
 
 def _converged(losses: Losses, metrics: Metrics) -> bool:

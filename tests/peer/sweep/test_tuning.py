@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from peer.sweep.cell import Job, run_cell
 from peer.sweep.tuning import TuningJob, tune, with_rate
+from relayswarm.errors import ExitCode
 
 
 def test_bisection_reaches_the_target_in_the_fewest_steps(cells) -> None:
@@ -88,3 +90,88 @@ def test_a_peer_without_data_has_no_say_in_a_rate(cells) -> None:
     row = run_cell(Job(cells(overrides=(*settings, f"optimizer.lr={found['rate']}"))[0]))
     assert row["peers_finished"] == 3
     assert row["worst_suboptimality"] >= row["mean_suboptimality"] > 0
+
+
+# --- what there is to compare rates by ----------------------------------------------------------
+
+TASK = """
+import torch
+from relayswarm import Measured, Task
+
+
+class Samples:
+    notes = ()
+
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def batch(self, indices):
+        return self.inputs[indices]
+
+    def digest(self):
+        return "always the same"
+
+
+class Theirs(Task):
+    name = "theirs"
+
+    def optimizer_defaults(self):
+        return {{"lr": 0.1}}
+
+    def model(self):
+        return torch.nn.Linear(2, 1)
+
+    def data(self, site):
+        return Samples(torch.linspace(0, 1, {samples} * 2).reshape(-1, 2))
+
+    def loss(self, model, batch):
+        return (model(batch) - 1).square().mean()
+
+    def evaluate(self, model, site):
+        loss = float(self.loss(model, self.data(site).batch(slice(None))))
+        return {measured}
+"""
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Callable[..., tuple[str, ...]]:
+    """Overrides for a task in a file, of so many samples, that measures this."""
+
+    def theirs(measured: str, samples: int = 8) -> tuple[str, ...]:
+        file = tmp_path / "theirs.py"
+        file.write_text(TASK.format(measured=measured, samples=samples))
+        task = ("task.name=theirs", "task.options={}", f"task.file={file}")
+        return (*task, "peers=2", "steps=10")
+
+    return theirs
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+def test_a_task_that_measures_nothing_cannot_be_tuned(
+    theirs, relayswarm, capsys: pytest.CaptureFixture[str], samples: int
+) -> None:
+    given = [word for text in theirs("{}", samples) for word in ("--set", text)]
+    assert relayswarm("simulate", *given, "--graph=chain", "--tune", "--jobs=1") == ExitCode.USAGE
+    error = capsys.readouterr().err
+    assert error.startswith("error: task.name = 'theirs': its evaluate measures nothing at peer-0")
+    assert "leave out --tune and give --lr" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_peer_that_measures_nothing_has_no_say_in_a_rate(theirs, cells) -> None:
+    here = "{'loss': Measured(loss)} if site.shard == 0 else {}"
+    found = tune(TuningJob(cells(overrides=theirs(here))[0]))
+    assert all(trial["score"] for trial in found["trials"] if trial["converged"])
+    everywhere = tune(TuningJob(cells(overrides=theirs("{'loss': Measured(loss)}"))[0]))
+    assert found["rate"] == everywhere["rate"]
+
+
+def test_full_gradients_without_a_suboptimality_are_tuned_by_what_is_measured(
+    theirs, cells
+) -> None:
+    found = tune(TuningJob(cells(overrides=theirs("{'loss': Measured(loss)}", samples=1))[0]))
+    assert found["procedure"] == "grid"
+    assert all(trial["score"] for trial in found["trials"] if trial["converged"])
