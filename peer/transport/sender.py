@@ -12,6 +12,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import grpc
 
@@ -189,20 +190,42 @@ class Sender:
         while (turn := self._next()) is not None:
             letter, link = turn
             if letter is None:
-                self._probe(link)
-                continue
-            try:
-                response = self._exchange(letter, link)
-            except grpc.RpcError as error:
-                self._failed(letter, error.code(), link)
-            except UnrecordedError:
-                self._finish(letter, None)
-            except grpc.FutureCancelledError:
-                self._failed(letter, grpc.StatusCode.CANCELLED, link)
-            except NoLinkError as error:
-                self._failed(letter, error.code, link)
-            else:
-                self._answered(letter, response)
+                self._attempt(partial(self._probe, link))
+            elif not self._attempt(partial(self._deliver, letter, link)):
+                self._attempt(partial(self._abandon, letter))
+
+    def _attempt(self, action: Callable[[], None]) -> bool:
+        """The thread's top boundary: one that died would leave the neighbour without messages, and
+        nobody would know. Returns whether all went well."""
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001  # whatever a payload or a report raises
+            self._sparing.exception(type(error).__name__, f"sending to {self.peer} failed")
+            return False
+        return True
+
+    def _deliver(self, letter: Letter, link: Way | None) -> None:
+        """One try."""
+        try:
+            response = self._exchange(letter, link)
+        except grpc.RpcError as error:
+            self._failed(letter, error.code(), link)
+        except UnrecordedError:
+            self._finish(letter, None)
+        except grpc.FutureCancelledError:
+            self._failed(letter, grpc.StatusCode.CANCELLED, link)
+        except NoLinkError as error:
+            self._failed(letter, error.code, link)
+        else:
+            self._answered(letter, response)
+
+    def _abandon(self, letter: Letter) -> None:
+        """A try ended in an error of this peer's own: give the letter up, unless that was done."""
+        with self._changed:
+            if letter.cancelled and letter is not self._under_way:
+                return  # and reported
+            self._under_way = letter  # so that nobody else reports it
+        self._finish(letter, None)
 
     def _next(self) -> tuple[Letter | None, Way | None] | None:
         """Wait for the next letter that may be sent, for a time without any, or for the end."""
@@ -244,21 +267,35 @@ class Sender:
             requests = self._whole(letter, request)
         else:
             requests = letter.requests()
-        call = call_on(link, lambda link: link.send(self._counted(letter, requests)))
+        errors: list[Exception] = []
+        parts = self._counted(letter, requests, errors)
+        call = call_on(link, lambda link: link.send(parts))
         with self._changed:
             letter.call = call
             if letter.cancelled and not letter.is_complete:
                 call.cancel()
-        return call.result()
+        try:
+            return call.result()
+        except Exception:
+            if errors:  # the call's end says nothing of the peer
+                raise errors[0] from None
+            raise
 
     def _whole(self, letter: Letter, request: bytes) -> Iterator[bytes]:
         letter.is_complete = True
         yield whole_part(request)
 
-    def _counted(self, letter: Letter, requests: Iterator[bytes]) -> Iterator[bytes]:
-        for request in requests:
-            self._reports.bytes_out(len(request), letter.wire_format)
-            yield request
+    def _counted(
+        self, letter: Letter, requests: Iterator[bytes], errors: list[Exception]
+    ) -> Iterator[bytes]:
+        """Drawn from by a thread that sends; what goes wrong here breaks the call off."""
+        try:
+            for request in requests:
+                self._reports.bytes_out(len(request), letter.wire_format)
+                yield request
+        except Exception as error:
+            errors.append(error)
+            raise
 
     def _answered(self, letter: Letter, response: pb.RelayResponse) -> None:
         self._reached()
@@ -312,15 +349,19 @@ class Sender:
             if not letter.cancelled:
                 self._slots[letter.slot].remove(letter)
                 letter.cancelled = True  # no one else shall give it up now
-        self._report(letter, verdict)
-        with self._changed:
-            self._under_way = None
-            self._changed.notify_all()
+        try:
+            self._report(letter, verdict)
+        finally:
+            with self._changed:
+                self._under_way = None
+                self._changed.notify_all()
 
     def _report(self, letter: Letter, verdict: Verdict | None) -> None:
-        letter.close()
-        if not letter.extra:
-            self._reports.sent(self.peer, letter.head, verdict)
+        try:
+            letter.close()
+        finally:
+            if not letter.extra:
+                self._reports.sent(self.peer, letter.head, verdict)
 
 
 def retry_s(response: pb.RelayResponse, attempt: int) -> float:

@@ -19,7 +19,7 @@ class _Kind:
 
 
 class SparingLog:
-    """At most one warning of each kind in `every_s` seconds; the next one counts those held back.
+    """At most one line of each kind in `every_s` seconds; the next one counts those held back.
 
     Kinds come from a short list of our own, never from outside.
     """
@@ -36,13 +36,21 @@ class SparingLog:
 
     def warning(self, kind: str, text: str) -> None:
         """Log it, or count it."""
+        self._tell(logging.WARNING, kind, text)
+
+    def exception(self, kind: str, text: str) -> None:
+        """Log it as an error with the traceback of the one that is being handled, or count it."""
+        self._tell(logging.ERROR, kind, text, traceback=True)
+
+    def _tell(self, level: int, kind: str, text: str, *, traceback: bool = False) -> None:
         with self._guard:
             state, now = self._kinds.setdefault(kind, _Kind()), self._clock()
             if now < state.next_at:
                 state.held_back += 1
                 return
             more, state.held_back, state.next_at = state.held_back, 0, now + self._every_s
-        self._log.warning("%s%s", shortened(text), f" (and {more} more like it)" if more else "")
+        rest = f" (and {more} more like it)" if more else ""
+        self._log.log(level, "%s%s", shortened(text), rest, exc_info=traceback)
 
 
 def shortened(text: str) -> str:

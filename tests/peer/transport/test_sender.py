@@ -397,3 +397,103 @@ def test_a_server_that_speaks_another_language_is_no_outage(
     told = [text for text in caplog.messages if "refuses" in text]
     assert told == ["peer refuses a message: UNIMPLEMENTED"], "not for each of thousands of steps"
     assert not swarm.reports.of("retried") + swarm.reports.of("unreachable")
+
+
+# --- errors of this peer's own --------------------------------------------------------------------
+
+
+class Fails:
+    """Stands in for a function, and raises at its first call."""
+
+    def __init__(self, function: Any) -> None:
+        self._function, self._has_failed = function, False
+
+    def __call__(self, *args: Any) -> Any:
+        if not self._has_failed:
+            self._has_failed = True
+            raise ValueError("of no kind that is expected")
+        return self._function(*args)
+
+
+def the_next_goes_out(swarm: Any, lost: Head, caplog: pytest.LogCaptureFixture) -> None:
+    """`lost` is reported as not sent, and there is a traceback."""
+    assert swarm.reports.wait("sent") == [("peer", lost, None)]
+    head, _ = swarm.send(lost.step + 1)
+    assert swarm.reports.wait("sent", 2)[1:] == [("peer", head, Verdict.ACCEPTED)]
+    assert not swarm.reports.of("retried") + swarm.reports.of("unreachable")
+    (told,) = [record for record in caplog.records if record.name == sender_module.__name__]
+    assert told.levelname == "ERROR"
+    assert told.getMessage() == "sending to peer failed"
+    assert "ValueError: of no kind that is expected" in caplog.text
+
+
+@pytest.mark.parametrize("elements", [1000, LARGE])
+def test_what_cannot_be_written_is_given_up_alone(
+    tools: Any, elements: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread that ended for it would leave the neighbour without messages, in silence."""
+    monkeypatch.setattr(Forecast, "coding", Fails(lambda *_: None))
+    swarm = tools.Swarm(tools, elements)
+    head, outgoing = swarm.send()
+    the_next_goes_out(swarm, head, caplog)
+    assert outgoing.closed == 1
+
+
+def test_a_payload_that_cannot_be_read_is_given_up_alone(
+    tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is read in a thread that sends, and what becomes of the call is not the neighbour's fault:
+    one that is called unreachable by all who have something to send it is given up."""
+    swarm = tools.Swarm(tools, LARGE)
+    outgoing = tools.Outgoing(torch.ones(LARGE))
+    outgoing.read = Fails(outgoing.read)
+    head = tools.head()
+    swarm.outbox.send("peer", head, outgoing)
+    the_next_goes_out(swarm, head, caplog)
+    assert swarm.handler.of("broken") == [(head,)]
+    assert outgoing.closed == 1
+
+
+@pytest.mark.parametrize("elements", [1000, LARGE])
+def test_an_error_in_counting_a_message_costs_that_message(
+    tools: Any, elements: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    swarm = tools.Swarm(tools, elements)
+    monkeypatch.setattr(swarm.reports, "bytes_out", Fails(swarm.reports.bytes_out))
+    head, _ = swarm.send()
+    the_next_goes_out(swarm, head, caplog)
+
+
+@pytest.mark.parametrize("report", ["retried", "unreachable"])
+def test_an_error_in_telling_of_a_try_costs_that_message(
+    tools: Any, report: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarm = tools.Swarm(tools)
+    monkeypatch.setattr(swarm.reports, report, Fails(getattr(swarm.reports, report)))
+    swarm.kill()
+    lost, outgoing = swarm.send()
+    assert swarm.reports.wait("sent") == [("peer", lost, None)]
+    assert outgoing.closed == 1
+    swarm.restart()
+    head, _ = swarm.send(2)
+    assert swarm.reports.wait("sent", 2)[1:] == [("peer", head, Verdict.ACCEPTED)]
+
+
+@pytest.mark.parametrize("fails", ["sent", "close"])
+def test_an_error_in_telling_of_an_answer_holds_nothing_up(
+    tools: Any, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message is under way no more, and told of once, if it can be."""
+    swarm = tools.Swarm(tools, LARGE)
+    outgoing = tools.Outgoing(torch.ones(LARGE))
+    broken = swarm.reports if fails == "sent" else outgoing
+    monkeypatch.setattr(broken, fails, Fails(getattr(broken, fails)))
+    first = tools.head()
+    swarm.outbox.send("peer", first, outgoing)
+    head, _ = swarm.send(2)
+    told = [first] * (fails == "close") + [head]
+    assert swarm.reports.wait("sent", len(told)) == [
+        ("peer", head, Verdict.ACCEPTED) for head in told
+    ]
+    swarm.outbox.settle(PATIENCE_S)
+    assert swarm.reports.of("sent") == [("peer", head, Verdict.ACCEPTED) for head in told]

@@ -26,3 +26,15 @@ def test_one_line_of_each_kind_in_a_while(caplog: pytest.LogCaptureFixture) -> N
         "no token at 20 (and 39 more like it)",
         "not you",
     ]
+
+
+def test_an_error_is_told_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    sparing = SparingLog(logging.getLogger("test"))
+    for _ in range(2):
+        try:
+            raise ValueError("no such bits")
+        except ValueError:
+            sparing.exception("ValueError", "sending to peer-1 failed")
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == ("ERROR", "sending to peer-1 failed")
+    assert caplog.text.count("ValueError: no such bits") == 1
