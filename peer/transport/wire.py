@@ -8,11 +8,11 @@ through the generated class.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -314,18 +314,26 @@ class OpenChunk:
     memory of `size` > 0 bytes. No byte is copied."""
 
     def __init__(self, offset: int, size: int) -> None:
-        self._stream = BytesIO()
-        self._stream.seek(PREFIX_BYTES + size - 1)
-        self._stream.write(b"\0")  # takes all the memory
-        self._all = self._stream.getbuffer()
-        self._all[:PREFIX_BYTES] = _chunk_prefix(offset, size)
-        self.data = self._all[PREFIX_BYTES:]
+        self._request: bytes = _new_bytes(None, PREFIX_BYTES + size)
+        address = _address_of(self._request)
+        memory = memoryview((ctypes.c_char * len(self._request)).from_address(address)).cast("B")
+        memory[:PREFIX_BYTES] = _chunk_prefix(offset, size)
+        self.data = memory[PREFIX_BYTES:]
 
     def close(self) -> bytes:
         """All is written, and nothing will write to `data` any more."""
         self.data.release()
-        self._all.release()
-        return self._stream.getvalue()  # its own memory, as nobody else can write to it now
+        return self._request
+
+
+# As Python's C API has it, bytes that were made without contents may be written to by whoever made
+# them. Any other way fills them first.
+_new_bytes = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)(
+    ("PyBytes_FromStringAndSize", ctypes.pythonapi)
+)
+_address_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(
+    ("PyBytes_AsString", ctypes.pythonapi)
+)
 
 
 AnyPart = TypeVar(
