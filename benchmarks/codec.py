@@ -25,7 +25,7 @@ from torch import Tensor
 from xxhash import xxh3_64
 
 from benchmarks.record import Record
-from peer.codec import Bytes, Format, decode, encode, is_finite
+from peer.codec import Bytes, Format, decode, encode
 from peer.codec.edges import Key, Lattice
 from peer.codec.lattice import BLOCK
 
@@ -53,8 +53,7 @@ class PlainCodec:
         self._format = fmt
 
     def decode(self, data: Bytes, start: int, out: Tensor) -> bool:  # noqa: ARG002
-        decode(data, self._format, out)
-        return is_finite(out)
+        return decode(data, self._format, out)
 
 
 class LatticeCodec:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from peer.algorithms.core import LIVE, Coef, Head, Kind, Lin, Message, PeerId, Reg, Role, Set
+from peer.codec import copy
 from peer.codec.edges import Lattice
 from peer.codec.quantizer import Quantizer
 
@@ -88,8 +89,8 @@ class Registers:
         elements = self.tensors[LIVE].numel()
         for a in range(0, elements, self.chunk):
             b = min(a + self.chunk, elements)
-            for copy, live in copies:
-                _cut(copy, a, b).copy_(_cut(live, a, b))
+            for kept, live in copies:
+                copy(_cut(kept, a, b), _cut(live, a, b))
             for one in sets:
                 start, stop = self.span(one.tree)
                 if a < stop and b > start:
@@ -101,7 +102,7 @@ class Registers:
         in_place = all(ref != one.reg for _, ref in lin.terms[1:])  # else it is read once written
         value = evaluate(lin, self.tensors, a, b, origin, out if in_place else None)
         if value is not out:
-            out.copy_(value)
+            copy(out, value)
         if b > self._parameters_end and self._roles.get(name) is Role.CORRECTION:
             out[max(self._parameters_end - a, 0) :] = 0
 
@@ -158,8 +159,8 @@ class Registers:
         self._writes[name] += 1
         if self._readers:
             with self._guard:
-                for copy, live in self._copies_for_readers((name,)):
-                    copy.copy_(live)
+                for kept, live in self._copies_for_readers((name,)):
+                    copy(kept, live)
 
     def _copies_for_readers(self, names: Iterable[str]) -> list[tuple[Tensor, Tensor]]:
         """Under the guard: memory for copies of registers that are still read, from now on there,
@@ -169,19 +170,19 @@ class Registers:
             live = self.tensors[name]
             readers = [reader for reader in self._readers if reader.reads(name, live)]
             if readers:
-                copy = self._spare(live)
+                kept = self._spare(live)
                 for reader in readers:
-                    reader.tensors[name] = copy
-                copies.append((copy, live))
+                    reader.tensors[name] = kept
+                copies.append((kept, live))
         return copies
 
     def _spare(self, live: Tensor) -> Tensor:
         """Memory for a copy. It is kept for the next one: to have it again from the system, page by
         page and zeroed, took longer than to copy."""
         read = {id(tensor) for reader in self._readers for tensor in reader.tensors.values()}
-        for copy in self._copies:
-            if id(copy) not in read:
-                return copy
+        for kept in self._copies:
+            if id(kept) not in read:
+                return kept
         self._copies.append(torch.empty_like(live))
         return self._copies[-1]
 
@@ -262,7 +263,10 @@ def evaluate(
         total = torch.div(total, scalar(lin.divisor), out=total if is_own else out)
     elif not is_own and out is None:
         return total.clone()
-    return total if out is None or total is out else out.copy_(total)
+    if out is None or total is out:
+        return total
+    copy(out, total)
+    return out
 
 
 def _part(ref: Reg | Message, tensors: Mapping[str, Tensor], a: int, b: int, origin: int) -> Tensor:

@@ -80,9 +80,9 @@ class PlainAssembly(Assembly):
         elements = len(data) // self._format.itemsize
         part = self._buffer[self._decoded : self._decoded + elements]
         used = elements * self._format.itemsize
-        decode(data[:used], self._format, part)
+        finite = decode(data[:used], self._format, part)
         self._decoded += elements
-        return used, Verdict.ACCEPTED if is_finite(part) else Verdict.NOT_FINITE
+        return used, Verdict.ACCEPTED if finite else Verdict.NOT_FINITE
 
 
 class LatticeAssembly(Assembly):

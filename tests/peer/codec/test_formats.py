@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer.codec import Format, decode, default_format, encode, is_finite, roundtrip
+from peer.codec import Format, copy, decode, default_format, encode, is_finite, roundtrip
 from relayswarm.config import TransportConfig
 
 DTYPES = {
@@ -116,6 +116,44 @@ def test_refuses_bytes_of_another_length(fmt: Format) -> None:
         decode(bytes(3 * fmt.itemsize - 1), fmt, out)
     with pytest.raises(ValueError, match="3 elements"):
         decode(bytes(4 * fmt.itemsize), fmt, out)
+
+
+@pytest.mark.parametrize("fmt", list(Format))
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_says_whether_all_are_finite(fmt: Format, bad: float, dtype: torch.dtype) -> None:
+    vector = torch.tensor([1.0, -2.0, 0.5], dtype=dtype)
+    assert decode(encode(vector, fmt), fmt, torch.zeros(3, dtype=dtype))
+    vector[1] = bad
+    assert not decode(encode(vector, fmt), fmt, torch.zeros(3, dtype=dtype))
+    assert decode(b"", fmt, torch.zeros(0, dtype=dtype))
+
+
+def test_what_is_finite_on_the_wire_may_not_be_so_in_the_model() -> None:
+    vector = torch.tensor([1.0, 1e300], dtype=torch.float64)
+    assert not decode(encode(vector, Format.FLOAT64), Format.FLOAT64, torch.zeros(2))
+
+
+@pytest.mark.parametrize("elements", [0, 3, 100_003])
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        ("float32", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("float64", "float64"),
+        ("float32", "float64"),
+    ],
+)
+def test_copies_as_torch_does(elements: int, dtypes: tuple[str, str]) -> None:
+    """Bit for bit, of what gradients are recorded for as well, and no neighbour is written to."""
+    into, of = (getattr(torch, name) for name in dtypes)
+    source = torch.randn(elements + 2).to(of).requires_grad_()
+    memory = torch.full((elements + 2,), 7.0, dtype=into)
+    expected = memory.clone()
+    with torch.no_grad():
+        expected[1:-1].copy_(source[1:-1])
+        copy(memory[1:-1], source[1:-1])
+    assert torch.equal(memory, expected)
 
 
 @pytest.mark.parametrize("fmt", list(Format))
