@@ -78,7 +78,7 @@ class Store:
 
     def stored_config(self) -> RunConfig | None:
         """The config of the run that this store holds; None if it is new. Raises ConfigError."""
-        rows = self._execute("SELECT config FROM run")
+        rows = self._read("SELECT config FROM run")
         return parse(rows[0][0], source=f"run config in {self._path}") if rows else None
 
     def lead(self, is_stopped: Callable[[], bool], on_lost: Callable[[Exception], None]) -> bool:  # noqa: ARG002
@@ -93,26 +93,23 @@ class Store:
         """
         stored = self.stored_config()
         if stored is None:
-            self._execute(
-                "INSERT INTO run VALUES (1, ?, ?, ?, '0', '0')",
-                (config.run_id, config.to_toml(), str(first_term)),
-            )
+            values = (config.run_id, config.to_toml(), str(first_term))
+            self._write(("INSERT INTO run VALUES (1, ?, ?, ?, '0', '0')", values))
             return Memory(first_term, 0, 0)
         check_same(stored, config, str(self._path))
-        ((term, number, fingerprint),) = self._execute("SELECT term, number, fingerprint FROM run")
-        ends = self._execute("SELECT began_at, step FROM stop") or [("0", "0")]
+        ((term, number, fingerprint),) = self._read("SELECT term, number, fingerprint FROM run")
+        ends = self._read("SELECT began_at, step FROM stop") or [("0", "0")]
         began_at, step = float(ends[0][0]), int(ends[0][1])
         return Memory(int(term), int(number), int(fingerprint), began_at, step)
 
     def save(self, memory: Memory) -> None:
-        """Put an epoch on disk; it may be published after this. Raises ConfigError."""
-        self._execute(
-            "UPDATE run SET term = ?, number = ?, fingerprint = ?",
-            (str(memory.term), str(memory.number), str(memory.fingerprint)),
-        )
-        self._execute(
-            "INSERT OR REPLACE INTO stop VALUES (1, ?, ?)",
-            (str(memory.began_at), str(memory.stop_step)),
+        """Put an epoch on disk; it may be published after this. Raises ConfigError, and then the
+        one before is still there, whole."""
+        epoch = (str(memory.term), str(memory.number), str(memory.fingerprint))
+        stop = (str(memory.began_at), str(memory.stop_step))
+        self._write(
+            ("UPDATE run SET term = ?, number = ?, fingerprint = ?", epoch),
+            ("INSERT OR REPLACE INTO stop VALUES (1, ?, ?)", stop),
         )
 
     def close(self) -> None:
@@ -134,10 +131,20 @@ class Store:
             raise self._unusable(error) from error
         return connection
 
-    def _execute(self, statement: str, values: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    def _read(self, query: str) -> list[tuple[str, ...]]:
+        try:
+            with self._lock:
+                return self._connection.execute(query).fetchall()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def _write(self, *statements: tuple[str, tuple[str, ...]]) -> None:
+        """All of them in one transaction, so that a process killed in between has written none.
+        Python begins one before what inserts or updates; leaving `with` ends it."""
         try:
             with self._lock, self._connection:
-                return self._connection.execute(statement, values).fetchall()
+                for statement, values in statements:
+                    self._connection.execute(statement, values)
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 

@@ -1,5 +1,8 @@
 """What the coordinator remembers through a restart, and which files it refuses."""
 
+import signal
+import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -38,6 +41,58 @@ def test_an_epoch_survives_a_restart(path: Path) -> None:
     with closing(Store(path)) as after:
         assert after.stored_config() == CONFIG
         assert after.open_run(CONFIG, first_term=99) == Memory(17, 3, 2**64 - 1)
+
+
+KILLED_AT = """
+import os, signal, sqlite3, sys
+from pathlib import Path
+from coordinator.store import Memory, Store
+
+where, statement = sys.argv[1:]
+
+def at(begun):
+    if statement in begun:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+connect = sqlite3.connect
+
+def traced(*args, **named):
+    connection = connect(*args, **named)
+    connection.set_trace_callback(at)
+    return connection
+
+sqlite3.connect = traced
+Store(Path(where)).save(Memory(17, 4, 7, 2e9, 90))
+"""
+
+
+@pytest.mark.parametrize("statement", ["INTO stop", "COMMIT"])
+def test_who_is_killed_while_saving_leaves_the_epoch_before(path: Path, statement: str) -> None:
+    """And what belongs to it: under a stop that is older, or none, the run would go on past the
+    step before which its peers end."""
+    saved = Memory(17, 3, 5, 1e9, 80)
+    with closing(Store(path)) as before:
+        before.open_run(CONFIG, first_term=17)
+        before.save(saved)
+    killed = subprocess.run([sys.executable, "-c", KILLED_AT, path, statement], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with closing(Store(path)) as after:
+        assert after.open_run(CONFIG, first_term=99) == saved
+
+
+def test_an_epoch_that_cannot_be_saved_leaves_the_one_before(path: Path) -> None:
+    saved = Memory(17, 3, 5, 1e9, 80)
+    with closing(Store(path)) as before:
+        before.open_run(CONFIG, first_term=17)
+        before.save(saved)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON stop BEGIN SELECT RAISE(ABORT, 'no room'); END"
+        )
+    with closing(Store(path)) as store:
+        with pytest.raises(ConfigError, match="no room"):
+            store.save(Memory(17, 4, 7, 2e9, 90))
+        assert store.open_run(CONFIG, first_term=99) == saved
 
 
 def test_memory_forgets() -> None:
