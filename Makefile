@@ -49,10 +49,10 @@ soak-exchange: $(VENV)/.dev ## 200 kills of peers at random moments of exchanges
 	@SOAK_KILLS=$${SOAK_KILLS:-200} $(BIN)/python -m pytest -q -s tests/daemon/test_exchange_soak.py $(ARGS)
 
 soak: $(VENV)/.dev ## Random faults of all kinds on 8 daemons for 30 min (SOAK_SECONDS, SOAK_SEED choose others; SOAK_HEAL=1: long without a coordinator)
-	@RELAYSWARM_SOAK_SECONDS=$${SOAK_SECONDS:-1800} RELAYSWARM_SOAK_SEED=$${SOAK_SEED:-1} RELAYSWARM_SOAK_HEAL=$${SOAK_HEAL:-0} \
+	@SOAK_SECONDS=$${SOAK_SECONDS:-1800} SOAK_SEED=$${SOAK_SEED:-1} SOAK_HEAL=$${SOAK_HEAL:-0} \
 		$(BIN)/python -m pytest -q tests/daemon/test_soak.py -o log_cli=true --log-cli-level=INFO $(ARGS)
 
-model-check: $(VENV)/.dev ## Trees without a coordinator: faults at all places (of 4 and 5 bridges at some), 30 graphs (RELAYSWARM_STATES, RELAYSWARM_SEEDS)
+model-check: $(VENV)/.dev ## Trees without a coordinator: faults at all places (of 4 and 5 bridges at some), 30 graphs (MODEL_CHECK_STATES, MODEL_CHECK_SEEDS)
 	@$(BIN)/python -m pytest -q -n 2 tests/peer/exploring_healing.py $(ARGS)
 
 kills: $(VENV)/.runtime ## Kill each of 8 peers in turn, a run each: ends well, within 3 points (10 min)

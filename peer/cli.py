@@ -18,9 +18,8 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
-from peer import variables
 from peer.localswarm.process import end_with_parent
-from relayswarm import __version__, logs
+from relayswarm import __version__, logs, variables
 from relayswarm.errors import ConfigError, ExitCode, RelayswarmError
 
 Command = Callable[..., None]

@@ -13,8 +13,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from peer import variables
-from relayswarm import logs
+from relayswarm import logs, variables
 from relayswarm.config import RunConfig
 from relayswarm.logs import LogFormat, LogFormatOption
 from relayswarm.net.clients import Clients

@@ -19,10 +19,9 @@ from pydantic import BaseModel
 
 from relayswarm.config import RunConfig, load
 from relayswarm.errors import ConfigError
+from relayswarm.variables import PREFIX, is_of_others
 
-PREFIX, BETWEEN = "RELAYSWARM_", "__"
-COMMANDS_TOO = ("coordinator.", "topology.")
-"""Sections with the name of a command, of which RELAYSWARM_TOPOLOGY_GRAPH is an option."""
+BETWEEN = "__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +50,11 @@ def of_environment(environment: Mapping[str, str] | None = None) -> list[Overrid
     """Settings that variables are named after, in alphabetical order.
 
     Of the run itself RELAYSWARM_KEY, of sections RELAYSWARM_SECTION__KEY. Raises ConfigError for
-    one of the latter that stands for no setting, and for RELAYSWARM_SECTION_KEY.
+    one that stands neither for a setting nor for anything else that is known by its name
+    (`relayswarm.variables`), and for RELAYSWARM_SECTION_KEY.
     """
     known = dict(_keys(RunConfig))
-    joined = {key.replace(".", "_"): key for key in known if not key.startswith(COMMANDS_TOO)}
+    joined = {key.replace(".", "_"): key for key in known}
     found = []
     for name, value in sorted((os.environ if environment is None else environment).items()):
         if not name.startswith(PREFIX):
@@ -63,13 +63,15 @@ def of_environment(environment: Mapping[str, str] | None = None) -> list[Overrid
         key = ".".join(parts)
         if key in known or (len(parts) > 1 and _is_inside_a_table(parts, known)):
             found.append(Override(f"{key}={value}", name))
-        elif len(parts) > 1:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {_variable(near[0])}?" if near else "see docs/config.md"
-            raise ConfigError(name, value, "stands for no setting", hint)
+        elif len(parts) == 1 and is_of_others(name):
+            continue
         elif key in joined:
             remedy = f"write {_variable(joined[key])}"
             raise ConfigError(name, value, "has one underscore where two stand for a dot", remedy)
+        else:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {_variable(near[0])}?" if near else "see docs/config.md"
+            raise ConfigError(name, value, "stands for no setting", hint)
     return found
 
 

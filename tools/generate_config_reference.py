@@ -38,8 +38,9 @@ Settings come from these places; what comes later wins:
 2. the file;
 3. variables named after settings: `RELAYSWARM_STEPS` is `steps`, `RELAYSWARM_DATA__ALPHA` is
    `data.alpha`, with two underscores for each dot (one is refused). `up`, `simulate`, `check`,
-   `config` and `coordinator` look at them; a peer has its run's config from the coordinator and
-   does not;
+   `config` and `coordinator` look at them, and refuse any other variable whose name begins with
+   `RELAYSWARM_`, but for options of commands and what Kubernetes tells of services; a peer has
+   its run's config from the coordinator and does not;
 4. variables that stand for [options of a command](commands.md#options-from-the-environment), such
    as `RELAYSWARM_UP_SET`;
 5. `--set SECTION.KEY=VALUE`, then the flags that stand for a setting (`--peers`, `--task`,

@@ -2,8 +2,8 @@
 
 A child writes events as JSON lines to its standard output and log lines to its standard error,
 which goes to a file. It must not outlive us, however we end: its standard input is a pipe of which
-we alone hold the other end, and it ends itself when that pipe is closed (`end_with_parent`). The
-kernel closes it even when we are killed, on every system that has pipes.
+we alone hold the other end, as LIFELINE tells it, and it ends itself when that pipe is closed
+(`end_with_parent`). The kernel closes it even when we are killed, on every system that has pipes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import peer
-
-PREFIX = "RELAYSWARM_"
-LIFELINE = f"{PREFIX}LIFELINE"
-"""Environment variable that tells a child that its standard input is such a pipe."""
+from relayswarm.variables import LIFELINE, PREFIX
 
 LAST_LINES = 5  # of a log, shown when its process ends before its time
 

@@ -21,9 +21,9 @@ from tests.daemon.wires import Wires
 
 log = logging.getLogger(__name__)
 
-SECONDS = float(os.environ.get("RELAYSWARM_SOAK_SECONDS", "8"))
-SEED = int(os.environ.get("RELAYSWARM_SOAK_SEED", "2"))
-HEALS = [flag == "1" for flag in os.environ.get("RELAYSWARM_SOAK_HEAL", "0,1").split(",")]
+SECONDS = float(os.environ.get("SOAK_SECONDS", "8"))
+SEED = int(os.environ.get("SOAK_SEED", "2"))
+HEALS = [flag == "1" for flag in os.environ.get("SOAK_HEAL", "0,1").split(",")]
 # A local step and a message take their time, so that the swarm is about as fast however busy the
 # machine is.
 STEPS_PER_S, PACE_S, DELAY_S = (8.0, 0.08, 0.02) if SECONDS < 60 else (3.75, 0.2, 0.04)
@@ -70,10 +70,7 @@ def test_a_swarm_outlives_whatever_befalls_it(
         assert min(accuracies.values()) >= quiet - POINTS, f"{accuracies}, without faults {quiet}"
     except BaseException as error:
         told = "\n".join(map(str, soak.done))
-        text = (
-            f"seed {SEED}: RELAYSWARM_SOAK_SEED={SEED} RELAYSWARM_SOAK_SECONDS={SECONDS:g} "
-            f"RELAYSWARM_SOAK_HEAL={heals:d}\n{told}"
-        )
+        text = f"seed {SEED}: SOAK_SEED={SEED} SOAK_SECONDS={SECONDS:g} SOAK_HEAL={heals:d}\n{told}"
         error.add_note(text)
         raise
     finally:

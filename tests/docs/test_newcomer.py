@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from peer.localswarm.process import LIFELINE
+from relayswarm.variables import LIFELINE
 
 
 @pytest.fixture

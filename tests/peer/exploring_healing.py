@@ -1,8 +1,8 @@
 """The trials of `test_healing` at length: up to five bridges, and every message that may get lost
 (of four bridges every third, of five every eleventh). Explorations end at a number of states.
 
-Run by `make model-check`; RELAYSWARM_STATES says how many states each exploration follows,
-RELAYSWARM_SEEDS how many random worlds, and random walks on each graph, there are.
+Run by `make model-check`; MODEL_CHECK_STATES says how many states each exploration follows,
+MODEL_CHECK_SEEDS how many random worlds, and random walks on each graph, there are.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tests.peer.healing_trials import crash_and_lose, crash_two, part_and_heal, 
 from tests.peer.healing_worlds import Adversary, Pairs
 from tests.shapes import connected_shapes
 
-STATES = int(os.environ.get("RELAYSWARM_STATES", "40000"))
-SEEDS = int(os.environ.get("RELAYSWARM_SEEDS", "1000"))
+STATES = int(os.environ.get("MODEL_CHECK_STATES", "40000"))
+SEEDS = int(os.environ.get("MODEL_CHECK_SEEDS", "1000"))
 UP_TO_4 = [(n, graph) for n in (2, 3, 4) for graph in connected_shapes(n)]
 UP_TO_5 = [*UP_TO_4, *((5, graph) for graph in connected_shapes(5))]
 

@@ -13,7 +13,8 @@ from peer.localswarm import session
 from peer.localswarm.process import environment
 from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError, ExitCode
-from relayswarm.settings import COMMANDS_TOO, Override, in_force, load_over, of_environment
+from relayswarm.settings import Override, in_force, load_over, of_environment
+from relayswarm.variables import COMMANDS, is_of_others
 
 
 @pytest.fixture
@@ -39,7 +40,6 @@ def test_variables_are_named_after_settings() -> None:
         "RELAYSWARM_TASK__OPTIONS__WIDTH": "4",
         "RELAYSWARM_FAULTS__SLOW__PEER": "2.0",
         "RELAYSWARM_UP_STEPS": "8",  # of a command
-        "RELAYSWARM_SOAK_SECONDS": "9",  # of something else
         "STEPS": "10",
     }
     assert of_environment(variables) == [
@@ -59,6 +59,15 @@ def test_variables_are_named_after_settings() -> None:
         ("RELAYSWARM_DATA__", "did you mean RELAYSWARM_DATA__ALPHA?"),
         ("RELAYSWARM_TASK__OPTIONS__", "did you mean RELAYSWARM_TASK__OPTIONS?"),
         ("RELAYSWARM_DATA__ALPHA__X", "did you mean RELAYSWARM_DATA__ALPHA?"),
+        ("RELAYSWARM_UP__STEPS", "did you mean RELAYSWARM_STEPS?"),
+        ("RELAYSWARM_STEP", "did you mean RELAYSWARM_STEPS?"),
+        ("RELAYSWARM_PEER", "did you mean RELAYSWARM_PEERS?"),
+        ("RELAYSWARM_SEEDS", "did you mean RELAYSWARM_SEED?"),
+        ("RELAYSWARM_RUNID", "did you mean RELAYSWARM_RUN_ID?"),
+        ("RELAYSWARM_DATA_ALHPA", "did you mean RELAYSWARM_DATA__ALPHA?"),
+        ("RELAYSWARM_ALGORITHM", "did you mean RELAYSWARM_ALGORITHM__NAME?"),
+        ("RELAYSWARM_HOME", "see docs/config.md"),
+        ("RELAYSWARM_", "see docs/config.md"),
     ],
 )
 def test_a_variable_that_stands_for_no_setting_is_refused(name: str, remedy: str) -> None:
@@ -73,12 +82,37 @@ def test_one_underscore_in_the_place_of_two_is_refused() -> None:
     assert caught.value.remedy == "write RELAYSWARM_DATA__MIN_SAMPLES"
 
 
-def test_options_of_commands_are_not_taken_for_it() -> None:
-    """Of the sections that share their name with a command."""
-    assert [f"{name}." for name in RunConfig.model_fields if name in cli.COMMANDS] == sorted(
-        COMMANDS_TOO, reverse=True
-    )
-    assert of_environment({"RELAYSWARM_TOPOLOGY_GRAPH": "ring"}) == []
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RELAYSWARM_LIFELINE",
+        "RELAYSWARM_HEALTH_TLS_CA",
+        "RELAYSWARM_TOPOLOGY_GRAPH",  # a section shares its name with the command
+        # What Kubernetes tells of services called relayswarm and relayswarm-web.
+        "RELAYSWARM_SERVICE_HOST",
+        "RELAYSWARM_SERVICE_PORT",
+        "RELAYSWARM_SERVICE_PORT_GRPC",
+        "RELAYSWARM_PORT",
+        "RELAYSWARM_PORT_50050_TCP",
+        "RELAYSWARM_PORT_50050_TCP_ADDR",
+        "RELAYSWARM_WEB_SERVICE_HOST",
+        "RELAYSWARM_WEB_PORT_80_UDP_PROTO",
+    ],
+)
+def test_a_variable_that_is_known_as_something_else_is_passed_over(name: str) -> None:
+    assert of_environment({name: "1"}) == []
+
+
+def test_options_of_all_commands_are_known() -> None:
+    assert tuple(cli.COMMANDS) == COMMANDS
+
+
+def test_no_setting_is_taken_for_something_else() -> None:
+    """But those of sections that share their name with a command, where two underscores tell."""
+    for setting in in_force(None, []):
+        section, *_ = setting.key.split(".")
+        name = "RELAYSWARM_" + setting.key.replace(".", "_").upper()
+        assert is_of_others(name) == (section in COMMANDS), name
 
 
 def test_an_error_names_the_variable_that_it_comes_from(file: Path) -> None:
@@ -185,9 +219,11 @@ def test_an_unknown_key_and_an_unknown_variable_end_with_2(
 ) -> None:
     assert relayswarm("config", "show", str(file), "--set", "data.alhpa=1") == ExitCode.USAGE
     assert "did you mean 'alpha'?" in capsys.readouterr().err
-    monkeypatch.setenv("RELAYSWARM_DATA__ALHPA", "1")
-    assert relayswarm("coordinator", "--config", str(file)) == ExitCode.USAGE
-    assert "RELAYSWARM_DATA__ALPHA" in capsys.readouterr().err
+    for name, near in (("DATA__ALHPA", "DATA__ALPHA"), ("STEP", "STEPS")):
+        with monkeypatch.context() as patched:
+            patched.setenv(f"RELAYSWARM_{name}", "1")
+            assert relayswarm("coordinator", "--config", str(file)) == ExitCode.USAGE
+        assert f"did you mean RELAYSWARM_{near}?" in capsys.readouterr().err
 
 
 def test_children_of_up_are_told_by_their_command_line_alone(
