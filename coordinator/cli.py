@@ -72,12 +72,12 @@ def coordinator(
     """Introduce peers to each other and keep their topology, for one run."""
     from coordinator.runner import Options, serve
     from relayswarm.net.security import Security
-    from relayswarm.settings import of_environment
+    from relayswarm.settings import overrides_in_force
 
     logs.configure(log_format, tells_events=as_json)
     options = Options(
         config=config,
-        overrides=(*(one.text for one in of_environment()), *(set_ or ())),
+        overrides=tuple(overrides_in_force(set_, {})),
         listen=listen,
         metrics_listen=metrics_listen,
         store=store,

@@ -24,10 +24,10 @@ from coordinator.service import CoordinatorServer
 from coordinator.store import RunStore, Store
 from coordinator.views import FILE, as_config_error, check_graph
 from coordinator.web import Elections, Site, WebServer, door
-from relayswarm import config as run_config
 from relayswarm.config import RunConfig
 from relayswarm.errors import ExitCode, JoinError, QuorumError
 from relayswarm.net.security import PLAIN, Security
+from relayswarm.settings import Override, load_over, parse_over
 
 log = logging.getLogger("relayswarm.coordinator")
 
@@ -43,7 +43,7 @@ class Options:
     """What the command line says."""
 
     config: Path | None = None
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[Override, ...] = ()
     listen: str = "127.0.0.1:50050"
     metrics_listen: str = "127.0.0.1:0"
     store: str | None = None  # a file, or etcd://HOST:PORT
@@ -157,11 +157,11 @@ def _signals() -> Iterator[Signals]:
 
 
 def _config(options: Options, store: RunStore) -> RunConfig:
-    """From --config, or else the run that the store holds, or else defaults; then --set."""
+    """From --config, or else the run that the store holds, or else defaults; then overrides."""
     stored = store.stored_config()
     if stored and options.config is None:
-        return run_config.parse(stored.to_toml(), options.overrides)
-    return run_config.load(options.config, options.overrides)
+        return parse_over(stored.to_toml(), options.overrides)
+    return load_over(options.config, options.overrides)
 
 
 def _file_graph(config: RunConfig) -> LabelledGraph | None:

@@ -5,7 +5,6 @@ Imports that take time are inside the functions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from relayswarm import logs, variables
+from relayswarm import logs
 from relayswarm.config import RunConfig
 from relayswarm.logs import LogFormat, LogFormatOption
 from relayswarm.net.clients import Clients
@@ -28,7 +27,7 @@ from relayswarm.net.flags import (
     Token,
 )
 from relayswarm.net.reachability import Reachability
-from relayswarm.settings import Override, load_over, of_environment
+from relayswarm.settings import load_over, overrides_in_force
 
 ConfigFile: TypeAlias = Annotated[
     Path | None, typer.Argument(metavar="RUN.TOML", help="Run config; left out: defaults.")
@@ -70,19 +69,6 @@ class PeerRole(StrEnum):
     FORWARD = "forward"
 
 
-FLAGS = {
-    "peers": "peers",
-    "task": "task.name",
-    "algorithm": "algorithm.name",
-    "graph": "topology.graph",
-    "steps": "steps",
-    "alpha": "data.alpha",
-    "seed": "seed",
-    "lr": "optimizer.lr",
-}
-"""Which setting a flag stands for."""
-
-
 def resolve(
     path: Path | None, overrides: list[str] | None, flags: Mapping[str, object]
 ) -> RunConfig:
@@ -95,23 +81,6 @@ def warn(configs: Iterable[RunConfig]) -> None:
     """Say on standard error what the user may not have meant, each thing once."""
     for text in dict.fromkeys(text for config in configs for text in config.warnings):
         typer.echo(f"warning: {text}", err=True)
-
-
-def overrides_in_force(overrides: list[str] | None, flags: Mapping[str, object]) -> list[Override]:
-    """What goes over the file, what wins last: variables named after settings, those that stand
-    for options, `--set` and flags that were typed."""
-    given = [("set_", "--set", text) for text in overrides or ()]
-    given += [
-        (flag, f"--{flag}", f"{FLAGS[flag]}={json.dumps(value)}")
-        for flag, value in flags.items()
-        if value is not None
-    ]
-    found = of_environment()
-    typed: list[Override] = []
-    for parameter, option, text in given:
-        variable = variables.giving(parameter)
-        (typed if variable is None else found).append(Override(text, variable or option))
-    return [*found, *typed]
 
 
 def up(

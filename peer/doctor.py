@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from peer.commands import DataDir, Device, Overrides, PrintJson, overrides_in_force
+from peer.commands import DataDir, Device, Overrides, PrintJson
 from relayswarm.errors import ExitCode
 from relayswarm.net.flags import Insecure, TlsCa, TlsCert, TlsKey, Token
-from relayswarm.settings import load_over
+from relayswarm.settings import load_over, overrides_in_force
 
 
 def doctor(

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from peer.commands import ConfigFile, Overrides, PrintJson, overrides_in_force
-from relayswarm.settings import in_force, load_over, shown
+from peer.commands import ConfigFile, Overrides, PrintJson
+from relayswarm.settings import in_force, load_over, overrides_in_force, shown
 
 
 class Action(StrEnum):

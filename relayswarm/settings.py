@@ -10,18 +10,30 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from relayswarm.config import RunConfig, load
+from relayswarm.config import RunConfig, load, parse
 from relayswarm.errors import ConfigError
-from relayswarm.variables import PREFIX, is_of_others
+from relayswarm.variables import PREFIX, giving, is_of_others
 
 BETWEEN = "__"
+
+FLAGS = {
+    "peers": "peers",
+    "task": "task.name",
+    "algorithm": "algorithm.name",
+    "graph": "topology.graph",
+    "steps": "steps",
+    "alpha": "data.alpha",
+    "seed": "seed",
+    "lr": "optimizer.lr",
+}
+"""Which setting a flag stands for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +87,49 @@ def of_environment(environment: Mapping[str, str] | None = None) -> list[Overrid
     return found
 
 
+def overrides_in_force(
+    overrides: Sequence[str] | None, flags: Mapping[str, object]
+) -> list[Override]:
+    """What a command puts over the file, what wins last: variables named after settings, those
+    that stand for options, `--set` and flags that were typed.
+
+    `overrides` are the values of the command's parameter `set_`, `flags` those of parameters named
+    after keys of `FLAGS`. Raises ConfigError as `of_environment` does.
+    """
+    given = [("set_", "--set", text) for text in overrides or ()]
+    given += [
+        (flag, f"--{flag}", f"{FLAGS[flag]}={json.dumps(value)}")
+        for flag, value in flags.items()
+        if value is not None
+    ]
+    found = of_environment()
+    typed: list[Override] = []
+    for parameter, option, text in given:
+        variable = giving(parameter)
+        (typed if variable is None else found).append(Override(text, variable or option))
+    return [*found, *typed]
+
+
 def load_over(path: Path | None, overrides: Sequence[Override]) -> RunConfig:
     """The file with overrides over it. Raises ConfigError as `load` does; it names the variable
     that what is wrong comes from, which whoever typed the command may not know of."""
+    return _over(lambda texts: load(path, texts), overrides)
+
+
+def parse_over(text: str, overrides: Sequence[Override]) -> RunConfig:
+    """TOML text with overrides over it. Raises ConfigError as `load_over` does."""
+    return _over(lambda texts: parse(text, texts), overrides)
+
+
+def _over(read: Callable[[Sequence[str]], RunConfig], overrides: Sequence[Override]) -> RunConfig:
     try:
-        return load(path, [one.text for one in overrides])
+        return read([one.text for one in overrides])
     except ConfigError as error:
-        places = [one.source for one in overrides if _is_at(error.field, one.key)]
+        places = [
+            one.source
+            for one in overrides
+            if _is_at(error.field, one.key) or (error.field, error.value) == ("--set", one.text)
+        ]
         if not (places and places[-1].startswith(PREFIX)):
             raise
         field = f"{places[-1]}: {error.field}"

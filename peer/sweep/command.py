@@ -29,11 +29,11 @@ from peer.commands import (
     Steps,
     TaskName,
     WithBaseline,
-    overrides_in_force,
     warn,
 )
-from relayswarm.config import RunConfig, load
+from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError
+from relayswarm.settings import Override, load_over, overrides_in_force
 
 if TYPE_CHECKING:
     from peer.simulator.stacked_training import Stacking
@@ -134,8 +134,8 @@ def simulate(
         _trace(problem, algorithm, steps, lr, set_ or [], trace)
         return
     flags = {**given, "steps": steps, "alpha": alpha, "seed": seed}
-    overrides = [one.text for one in overrides_in_force(set_, {**flags, "lr": lr})]
-    resolved = load(config, overrides)
+    overrides = overrides_in_force(set_, {**flags, "lr": lr})
+    resolved = load_over(config, overrides)
     how = _stacking(stacked)
     if axes or seeds or tune or target is not None:
         place = output or Path("sweeps") / resolved.run_id
@@ -202,7 +202,7 @@ def _refuse_over_budget(config: RunConfig, budgets: Sequence[str]) -> None:
 
 def _sweep(
     path: Path | None,
-    overrides: Sequence[str],
+    overrides: Sequence[Override],
     axes: Sequence[str],
     seeds: int,
     budgets: Sequence[str],

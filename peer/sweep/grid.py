@@ -15,9 +15,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 import relayswarm
-from peer.commands import FLAGS
-from relayswarm.config import RunConfig, load
+from relayswarm.config import RunConfig
 from relayswarm.errors import ConfigError
+from relayswarm.settings import FLAGS, Override, load_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def parse_axis(text: str) -> Axis:
 
 
 def build_cells(
-    path: Path | None, overrides: Sequence[str], axes: Sequence[Axis], seeds: int
+    path: Path | None, overrides: Sequence[Override], axes: Sequence[Axis], seeds: int
 ) -> list[Cell]:
     """All cells, those of one combination side by side; seeds count up from the config's.
 
@@ -80,8 +80,8 @@ def build_cells(
             raise ConfigError("--sweep", axis.name, "given twice", "put all values behind one =")
     cells = []
     for values in itertools.product(*(axis.values for axis in axes)):
-        given = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
-        config = load(path, [*overrides, *given])
+        given = [Override(f"{k}={v}", "--sweep") for k, v in zip(keys, values, strict=True)]
+        config = load_over(path, [*overrides, *given])
         named = dict(zip((axis.name for axis in axes), values, strict=True))
         for seed in range(config.seed, config.seed + seeds):
             cells.append(Cell(named, config.model_copy(update={"seed": seed})))

@@ -200,7 +200,9 @@ def test_it_outlives_its_run_otherwise(launch: Any) -> None:
     assert process.end(signal.SIGTERM)[0] == 0
 
 
-def test_a_store_brings_the_run_back_without_its_config(launch: Any, tmp_path: Path) -> None:
+def test_a_store_brings_the_run_back_without_its_config(
+    launch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = str(tmp_path / "run.sqlite")
     first = launch("--store", store, "--set", "peers=1", "--set", "run_id=mine")
     join(first.event("coordinator_started")["address"], "peer-0")
@@ -214,6 +216,9 @@ def test_a_store_brings_the_run_back_without_its_config(launch: Any, tmp_path: P
     assert again["epoch"] == {"term": epoch["term"], "number": epoch["number"] + 1}
     assert again["effective_step"] == 3
     second.end(signal.SIGTERM)
+    monkeypatch.setenv("RELAYSWARM_STEPS", "many")
+    wrong = CliRunner().invoke(app(coordinator), [*ANY_PORT, *AS_TEXT, "--store", store])
+    assert wrong.stderr.startswith("error: RELAYSWARM_STEPS: steps = 'many': ")
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,8 @@ def test_an_error_names_the_variable_that_it_comes_from(file: Path) -> None:
         load_over(file, [bad, Override("data.alpha=nor", "--set")])
     with pytest.raises(ConfigError, match=r"^steps = -1: "):
         load_over(file, [Override("data.alpha=1", bad.source), Override("steps=-1", "--set")])
+    with pytest.raises(ConfigError, match=r"^RELAYSWARM_UP_SET: --set = 'steps': "):
+        load_over(file, [Override("steps", "RELAYSWARM_UP_SET"), Override("peers=2", "--set")])
 
 
 def test_every_setting_has_a_variable() -> None:
@@ -224,6 +226,25 @@ def test_an_unknown_key_and_an_unknown_variable_end_with_2(
             patched.setenv(f"RELAYSWARM_{name}", "1")
             assert relayswarm("coordinator", "--config", str(file)) == ExitCode.USAGE
         assert f"did you mean RELAYSWARM_{near}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["RELAYSWARM_DATA__ALPHA", "RELAYSWARM_{command}_SET"])
+@pytest.mark.parametrize(
+    "words",
+    ["up FILE", "simulate FILE", "check FILE", "config show FILE", "coordinator --config FILE"],
+)
+def test_all_commands_name_the_variable_that_an_error_comes_from(
+    file: Path,
+    name: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = words.replace("FILE", str(file)).split()
+    name = name.format(command=arguments[0].upper())
+    monkeypatch.setenv(name, "data.alpha=no" if name.endswith("SET") else "no")
+    assert relayswarm(*arguments) == ExitCode.USAGE
+    assert capsys.readouterr().err.startswith(f"error: {name}: data.alpha = 'no': ")
 
 
 def test_children_of_up_are_told_by_their_command_line_alone(

@@ -11,6 +11,7 @@ import pytest
 from peer.sweep.cell import Row
 from peer.sweep.grid import Cell, build_cells, parse_axis
 from peer.sweep.sweep import Options, sweep
+from relayswarm.settings import Override
 
 SMALL = [
     "peers=4",
@@ -23,7 +24,8 @@ SMALL = [
 
 
 def small_cells(*axes: str, seeds: int = 1, overrides: tuple[str, ...] = ()) -> list[Cell]:
-    return build_cells(None, [*SMALL, *overrides], [parse_axis(text) for text in axes], seeds)
+    given = [Override(text, "--set") for text in (*SMALL, *overrides)]
+    return build_cells(None, given, [parse_axis(text) for text in axes], seeds)
 
 
 class Swept:
