@@ -5,10 +5,8 @@ What belongs here: the text of each notice, in both forms, with the same reason 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import threading
 from typing import Any, TextIO
 
 from coordinator.conductor import Denied, Notice, Publication, SamplesRefused, StopPublished
@@ -16,6 +14,7 @@ from coordinator.members import Admitted, GaveUp, Gone, NoTree, Refused, RunFini
 from coordinator.messages import reason_text
 from coordinator.reach import no_tree_text
 from relayswarm import logs
+from relayswarm.events import EventStream
 from relayswarm.net.sparing import SparingLog
 
 log = logging.getLogger("relayswarm.coordinator")
@@ -28,8 +27,7 @@ class Announcer:
     """A listener of the conductor. `stream`: where JSON lines go; None: no JSON."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
-        self._guard = threading.Lock()
+        self._events = EventStream(stream) if stream is not None else None
         self._sparing = SparingLog(log)
 
     def event(self, name: str, text: str, level: int = logging.INFO, **fields: Any) -> None:
@@ -38,14 +36,8 @@ class Announcer:
         self._write(name, **fields)
 
     def _write(self, name: str, **fields: Any) -> None:
-        with self._guard:
-            if self._stream is None:
-                return
-            try:
-                self._stream.write(json.dumps({"event": name, **fields}) + "\n")
-                self._stream.flush()
-            except BrokenPipeError:
-                self._stream = None  # nobody listens any more
+        if self._events:
+            self._events({"event": name, **fields})
 
     def standing_by(self, store: str) -> None:
         """Another coordinator may lead."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from relayswarm import logs
-from relayswarm.logs import plain
+from relayswarm.events import EventStream
 
 log = logging.getLogger("relayswarm.peer")
 
@@ -32,23 +30,15 @@ KEPT = ("peer", "step", "steps", "metrics", "address", "metrics_address", "prese
 
 
 class Announcer:
-    """Writes one JSON object a line, flushed at once, if asked to speak; logs what matters."""
+    """Writes events, if asked to speak; logs what matters."""
 
     def __init__(self, *, speaks: bool, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
-        self._speaks = speaks
-        self._guard = threading.Lock()
+        """`stream` is standard output if None."""
+        self._events = EventStream(stream or sys.stdout) if speaks else None
 
     def __call__(self, event: str, **fields: Any) -> None:
         if event in LOGGED:
             kept = {name: fields[name] for name in KEPT if name in fields}
             logs.event(log, logging.INFO, event, LOGGED[event](fields), **kept)
-        if not self._speaks:
-            return
-        line = json.dumps({"event": event, **plain(fields)})
-        with self._guard:
-            try:
-                self._stream.write(line + "\n")
-                self._stream.flush()
-            except BrokenPipeError:  # nobody listens any more
-                self._speaks = False
+        if self._events:
+            self._events({"event": event, **fields})

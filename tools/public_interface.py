@@ -37,7 +37,13 @@ from relayswarm.peer.v1 import peer_pb2
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAPSHOTS = ROOT / "tests" / "stability" / "snapshots"
-INTERNAL = ("relayswarm.net", "relayswarm.logs", "relayswarm.schema", "relayswarm.variables")
+INTERNAL = (
+    "relayswarm.net",
+    "relayswarm.events",
+    "relayswarm.logs",
+    "relayswarm.schema",
+    "relayswarm.variables",
+)
 """Modules under `relayswarm` that coordinator and peers share, and nobody else should import. The
 generated code is public as the wire contract."""
 

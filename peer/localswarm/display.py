@@ -6,7 +6,6 @@ What belongs here: when something is printed, and where. A `Display` hears of ev
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from rich.progress import Progress as ProgressBars
 
 from peer.localswarm import render
 from peer.progress import Progress
+from relayswarm.events import EventStream
 
 FRAME_S = 0.2  # between two frames of the live table
 PLAIN_LINES = 10  # of progress, in a whole run
@@ -59,7 +59,7 @@ class JsonLines:
     """One JSON object a line, flushed, and nothing else."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream: TextIO | None = stream
+        self._events = EventStream(stream)
 
     def __enter__(self) -> Self:
         return self
@@ -68,12 +68,8 @@ class JsonLines:
         """Nothing is left open."""
 
     def event(self, event: Mapping[str, Any] | None) -> None:
-        if event is not None and self._stream is not None:
-            try:
-                self._stream.write(json.dumps(event) + "\n")
-                self._stream.flush()
-            except BrokenPipeError:  # nobody listens any more; the run is worth its report still
-                self._stream = None
+        if event is not None:
+            self._events(event)
 
     def baseline(self, name: str, done: int, steps: int) -> None:
         """Not an event of the run."""

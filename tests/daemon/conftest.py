@@ -102,7 +102,9 @@ class Process:
         log: Path,
         news: threading.Condition,
         path: Sequence[Path] = (),
+        events_to: str = "",
     ) -> None:
+        """`events_to` is a file in place of this object, which then hears of none."""
         self.name = name
         self._zygote = zygote
         self._log = log
@@ -112,6 +114,9 @@ class Process:
         self._last: deque[Event] = deque(maxlen=3)
         self._is_silent = False  # it has ended, and all that it announced is in
         reader, writer = os.pipe()
+        if events_to:
+            os.close(writer)
+            writer = os.open(events_to, os.O_WRONLY)
         with log.open("ab") as stderr:
             self.pid = zygote.start(arguments, [*map(str, path)], writer, stderr.fileno())
         os.close(writer)
@@ -205,10 +210,15 @@ class Swarm:
         self.address: str = self.coordinator.until("coordinator_started")["address"]
 
     def add(
-        self, peer_id: str, *flags: str, coordinator: str = "", path: Sequence[Path] = ()
+        self,
+        peer_id: str,
+        *flags: str,
+        coordinator: str = "",
+        path: Sequence[Path] = (),
+        events_to: str = "",
     ) -> Process:
         """Start a peer, in place of an earlier process of that name if there is one; `path` are
-        folders of modules that it has."""
+        folders of modules that it has, `events_to` the file that gets its events."""
         process = self._start(
             peer_id,
             [
@@ -221,6 +231,7 @@ class Swarm:
             ],
             command="peer",
             path=path,
+            events_to=events_to,
         )
         self.peers[peer_id] = process
         return process
@@ -278,11 +289,16 @@ class Swarm:
             process.exit_code()
 
     def _start(
-        self, name: str, arguments: list[str], command: str = "", path: Sequence[Path] = ()
+        self,
+        name: str,
+        arguments: list[str],
+        command: str = "",
+        path: Sequence[Path] = (),
+        events_to: str = "",
     ) -> Process:
         log = self.directory / f"{name}.log"
         given = [command or name, "--json", *arguments]
-        return Process(self._zygote, name, given, log, self._news, path)
+        return Process(self._zygote, name, given, log, self._news, path, events_to)
 
 
 LISTEN = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--reflection")

@@ -71,6 +71,18 @@ def test_the_last_model_is_written_once_there_is_room(
     assert all(t.isfinite().all() for t in swarm.model("peer-1").values())
 
 
+def test_training_goes_on_when_nothing_can_be_told_of_it(daemons: Callable[..., Any]) -> None:
+    """Events go to a file on a disk that is full."""
+    swarm = daemons(*PAIR, "steps=30", start=False)
+    swarm.add("peer-0")
+    silent = swarm.add("peer-1", events_to="/dev/full")
+    assert silent.exit_code() == 0
+    assert silent.log.count("No space left on device") == 1
+    finished = swarm.peers["peer-0"].until("peer_finished")
+    assert (finished["steps"], finished["messages_missed"]) == (30, 0)
+    assert all(t.isfinite().all() for t in swarm.model("peer-1").values())
+
+
 def test_an_end_in_the_middle_of_a_save_leaves_all_that_was_learnt(
     daemons: Callable[..., Any],
 ) -> None:
