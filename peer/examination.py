@@ -18,7 +18,14 @@ import torch
 
 from peer.manifest import versions
 from peer.rehearsal import Rehearsal, rehearse
-from peer.transport.probe import CalledBack, CoordinatorProbe, Swarm, answering, line_to
+from peer.transport.probe import (
+    CalledBack,
+    CoordinatorProbe,
+    Rate,
+    Swarm,
+    answering,
+    line_to,
+)
 from relayswarm.config import RunConfig
 from relayswarm.errors import JoinError, RelayswarmError
 from relayswarm.net.address import is_loopback, split_address
@@ -283,14 +290,21 @@ def _neighbours(swarm: Swarm, patient: Patient) -> Iterator[Check]:
             yield Check("neighbour", Verdict.FAILED, str(error), remedy)
             continue
         text = f"{peer} at {address}: {_ms(line.round_trip_s)} there and back"
-        if line.bytes_per_s is None:
-            yield Check("neighbour", Verdict.OK, f"{text}; its model is too small to tell a rate")
-        elif line.bytes_per_s < SLOW_BYTES_PER_S:
-            remedy = "take fewer bytes: transport.wire_format, or more algorithm.local_steps"
-            rate = f"{_bytes(line.bytes_per_s)}/s from there"
-            yield Check("neighbour", Verdict.WARNING, f"{text}; {rate}", remedy)
-        else:
-            yield Check("neighbour", Verdict.OK, f"{text}; {_bytes(line.bytes_per_s)}/s from there")
+        yield check_rate(line.rate, f"{text}; ")
+
+
+def check_rate(rate: Rate, before: str) -> Check:
+    """Whether models come fast enough from a neighbour; `before` says which one."""
+    if rate.bytes_per_s is None:
+        return Check("neighbour", Verdict.OK, before + rate.why)
+    told = f"{_bytes(rate.bytes_per_s)}/s from there"
+    if rate.at_least:
+        text = f"{before}at least {told}: its model is too small to tell more"
+        return Check("neighbour", Verdict.OK, text)
+    if rate.bytes_per_s < SLOW_BYTES_PER_S:
+        remedy = "take fewer bytes: transport.wire_format, or more algorithm.local_steps"
+        return Check("neighbour", Verdict.WARNING, before + (rate.why or told), remedy)
+    return Check("neighbour", Verdict.OK, before + told)
 
 
 def _ms(seconds: float) -> str:

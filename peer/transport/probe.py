@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeAlias
 
 import grpc
 
 from peer.transport.channel import open_channel
-from peer.transport.wire import MESSAGE_LIMIT, SERVICE
+from peer.transport.wire import MESSAGE_LIMIT, SERVICE, Chunk, MalformedError, parse_response
 from relayswarm.coordinator.v1 import coordinator_pb2 as pb
 from relayswarm.coordinator.v1 import coordinator_pb2_grpc as pb_grpc
 from relayswarm.errors import JoinError
@@ -31,7 +32,21 @@ ENOUGH_BYTES, ENOUGH_S = 8 << 20, 1.0
 """Of a neighbour's model so many bytes are read, or as many as come in so many seconds."""
 
 TELLING_BYTES = 1 << 20
-"""A smaller model is through before its rate can be told."""
+"""A smaller model is through before its rate can be told from one reading."""
+
+FEWEST_BYTES = 1 << 14
+"""TCP sends a still smaller model at once (RFC 6928), and what holds a line to a rate often lets so
+much pass: it says nothing about the line."""
+
+PAIRS, FEWEST_PAIRS = 10, 3
+"""So often a model between these two is read beside its last byte alone. What the one takes longer
+than the other is the way of the bytes: calls, messages and the way there and back are the same.
+The fewest are enough once the bytes have taken `ENOUGH_S` together."""
+
+OUTLIERS = 1
+"""If more pairs than these are off by a factor of two, they tell only how slow the line can be."""
+
+_Read: TypeAlias = "grpc.UnaryStreamMultiCallable[peer_pb2.ReadModelRequest, bytes]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +75,32 @@ class CalledBack:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """To a neighbour: how long a small call takes, and bytes a second of its model, None where that
-    is too small or it had too many readers."""
+    """To a neighbour: how long a small call takes, and bytes a second of its model."""
 
     round_trip_s: float
+    rate: Rate
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Bytes a second, or the fewest that they can be (`at_least`). None if the model is too small
+    or could not be read, and 0 if nothing of it came in time: `why`."""
+
     bytes_per_s: float | None
+    at_least: bool = False
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Of a model or the end of it, as far as it was read: bytes, and seconds from the header and
+    from the call on. `model_bytes` are those of the whole model."""
+
+    snapshot_id: int
+    model_bytes: int
+    received: int
+    arriving_s: float
+    taken_s: float
 
 
 class CoordinatorProbe:
@@ -188,24 +224,78 @@ def line_to(peer_id: str, address: str, run_id: str, security: Security) -> Line
         channel.close()
 
 
-def _rate(channel: grpc.Channel, run_id: str) -> float | None:
-    """Bytes a second of the model, from the first that came to the last."""
-    read: grpc.UnaryStreamMultiCallable[peer_pb2.ReadModelRequest, bytes] = channel.unary_stream(
+def _rate(channel: grpc.Channel, run_id: str) -> Rate:
+    """Of the model, from one reading if it is large, else from pairs of them."""
+    read: _Read = channel.unary_stream(
         f"/{SERVICE}/ReadModel", peer_pb2.ReadModelRequest.SerializeToString, None
     )
-    stream = read(peer_pb2.ReadModelRequest(run_id=run_id), timeout=PATIENCE_S)
-    total, began, ended = 0, 0.0, 0.0
+    try:
+        first = _read(read, peer_pb2.ReadModelRequest(run_id=run_id))
+        if first.received >= TELLING_BYTES or first.arriving_s >= ENOUGH_S:
+            late = f"nothing of its model came in {PATIENCE_S:g} s" if not first.received else ""
+            return Rate(first.received / first.arriving_s, why=late)
+        if first.model_bytes < FEWEST_BYTES:
+            return Rate(None, why="its model is too small to tell a rate")
+        return rate_of(_pairs(read, run_id, first), first.model_bytes - 1)
+    except grpc.RpcError as error:  # it has too many readers, or its site's law lets nobody read
+        return Rate(None, why=f"its model cannot be read: {shortened(error.details() or '')}")
+    except MalformedError as error:
+        return Rate(None, why=f"its model cannot be read: {shortened(str(error))}")
+
+
+def _pairs(read: _Read, run_id: str, first: Reading) -> list[tuple[float, float]]:
+    """Seconds for the model that was read first, and for its last byte."""
+    whole = peer_pb2.ReadModelRequest(run_id=run_id, snapshot_id=first.snapshot_id)
+    byte = peer_pb2.ReadModelRequest(
+        run_id=run_id, snapshot_id=first.snapshot_id, offset=first.model_bytes - 1
+    )
+    pairs: list[tuple[float, float]] = []
+    longer_s = 0.0
+    while len(pairs) < FEWEST_PAIRS or (len(pairs) < PAIRS and longer_s < ENOUGH_S):
+        pairs.append((_read(read, whole).taken_s, _read(read, byte).taken_s))
+        longer_s += pairs[-1][0] - pairs[-1][1]
+    return pairs
+
+
+def rate_of(pairs: Sequence[tuple[float, float]], count: int) -> Rate:
+    """Each first of a pair is the seconds of a call with `count` bytes more than the second."""
+    more = sorted(longer - shorter for longer, shorter in pairs)
+    middle = median(more)
+    agreeing = sum(middle / 2 <= one <= 2 * middle for one in more)
+    if middle > 0 and agreeing >= len(more) - OUTLIERS:
+        return Rate(count / middle)
+    return Rate(count / sorted(map(abs, more))[-1 - OUTLIERS], at_least=True)
+
+
+def _read(read: _Read, request: peer_pb2.ReadModelRequest) -> Reading:
+    """Read until it is enough, or time is over once it began. Raises grpc.RpcError, and
+    MalformedError for what does not begin with a header."""
+    called = time.perf_counter()
+    stream = read(request, timeout=PATIENCE_S)
+    header, received, began, ended = None, 0, called, called
     try:
         for message in stream:
             ended = time.perf_counter()
-            if not began:
-                began = ended  # the header; now the bytes begin
+            if header is None:
+                header, began = _header(message), ended
                 continue
-            total += min(len(message), MESSAGE_LIMIT)
-            if total >= ENOUGH_BYTES or ended - began >= ENOUGH_S:
+            received += min(len(message), MESSAGE_LIMIT)
+            if received >= ENOUGH_BYTES or ended - began >= ENOUGH_S:
                 break
-    except grpc.RpcError:
-        return None  # it has too many readers
+    except grpc.RpcError as error:
+        if header is None or error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise
+        ended = time.perf_counter()
     finally:
         stream.cancel()
-    return total / (ended - began) if total >= TELLING_BYTES and ended > began else None
+    if header is None:
+        raise MalformedError("it ended without a header")
+    taken_s = time.perf_counter() - called
+    return Reading(header.snapshot_id, header.payload_bytes, received, ended - began, taken_s)
+
+
+def _header(message: bytes) -> peer_pb2.ModelHeader:
+    part = parse_response(message)
+    if isinstance(part, Chunk) or not part.HasField("header"):
+        raise MalformedError("it began without a header")
+    return part.header

@@ -18,7 +18,7 @@ from coordinator.store import Store
 from peer import cli, examination
 from peer.examination import Check, Patient, Verdict, examine
 from peer.newtask.command import write_task
-from peer.transport.probe import CalledBack
+from peer.transport.probe import CalledBack, Rate
 from relayswarm import __version__
 from relayswarm.config import load, parse
 from relayswarm.errors import ConfigError, ExitCode
@@ -160,3 +160,23 @@ def test_releases(theirs: str, verdict: Verdict) -> None:
 def test_clocks(ahead_s: float, round_trip_s: float, verdict: Verdict) -> None:
     answer = CalledBack(True, False, "", "127.0.0.1", ahead_s, round_trip_s, __version__)
     assert examination.check_clock(answer).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("rate", "verdict", "found"),
+    [
+        (Rate(12e6), Verdict.OK, "12.0 MB/s from there"),
+        (Rate(2e5), Verdict.WARNING, "200.0 kB/s from there"),
+        (
+            Rate(2e5, at_least=True),
+            Verdict.OK,
+            "at least 200.0 kB/s from there: its model is too small to tell more",
+        ),
+        (Rate(0.0, why="nothing came in 5 s"), Verdict.WARNING, "nothing came in 5 s"),
+        (Rate(None, why="it is too small"), Verdict.OK, "it is too small"),
+    ],
+)
+def test_rates(rate: Rate, verdict: Verdict, found: str) -> None:
+    check = examination.check_rate(rate, "peer-1: ")
+    assert (check.verdict, check.found) == (verdict, f"peer-1: {found}")
+    assert bool(check.remedy) == (verdict is Verdict.WARNING)
