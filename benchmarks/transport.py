@@ -60,7 +60,7 @@ from peer.registers import Registers
 from peer.transport.client import Outbox
 from peer.transport.contract import Contract, PeerState, Snapshot
 from peer.transport.server import PeerServer
-from peer.transport.wire import CHUNK_BYTES
+from peer.transport.wire import MESSAGE_LIMIT, chunk_size
 from relayswarm.net.gate import Denial
 
 Row = dict[str, Any]
@@ -73,7 +73,7 @@ PATIENCE_S = 60.0
 EPOCH = Epoch(1, 1, 1)
 BASE = "tcp"
 HIVEMIND, ROUNDS = "hivemind", 4
-LARGE = (("grpc.max_receive_message_length", 2 * CHUNK_BYTES),)
+LARGE = (("grpc.max_receive_message_length", MESSAGE_LIMIT),)
 
 
 class Case(NamedTuple):
@@ -186,11 +186,13 @@ class Gloo:
 
 
 class Grpc:
-    """grpcio and nothing else: the parts of a stream are ready, and let go as they come in."""
+    """grpcio and nothing else: the parts of a stream, as large as in relaying, are ready, and let
+    go as they come in."""
 
     def __init__(self, site: Site, elements: int) -> None:
-        whole, rest = divmod(4 * elements, CHUNK_BYTES)
-        self._parts = [bytes(CHUNK_BYTES)] * whole + [bytes(rest)] * (rest > 0)
+        size = chunk_size(4 * elements)
+        whole, rest = divmod(4 * elements, size)
+        self._parts = [bytes(size)] * whole + [bytes(rest)] * (rest > 0)
         self._received: queue.SimpleQueue[int] = queue.SimpleQueue()
         handler: Any = grpc.stream_unary_rpc_method_handler(self._take)
         self._server = grpc.server(ThreadPoolExecutor(2), options=LARGE)

@@ -22,11 +22,10 @@ from peer.transport.contract import Contract, Outgoing, Span
 from peer.transport.link import Call
 from peer.transport.wire import (
     CHUNK_BYTES,
-    LARGE_CHUNK_BYTES,
-    LONG_BYTES,
     PREFIX_BYTES,
     OpenChunk,
     chunk_bytes,
+    chunk_size,
     header,
     unary_bytes,
 )
@@ -196,8 +195,8 @@ class Letter:
     def _writer(self, section: int) -> tuple[_Write, int]:
         """What writes elements of a section, and how many at a time."""
         if self._lattice is None:
-            size = LARGE_CHUNK_BYTES if self._bytes >= LONG_BYTES else CHUNK_BYTES
-            return partial(self._write, section), size // self._format.itemsize
+            step = chunk_size(self._bytes) // self._format.itemsize
+            return partial(self._write, section), step
         encoder = self._lattice.encoder(section)
         blocks = CHUNK_BYTES // (BLOCK * self._lattice.bits // 8)
         return partial(self._write_lattice, section, encoder), blocks * BLOCK

@@ -309,6 +309,11 @@ def _chunk_prefix(offset: int, size: int) -> bytes:
     return _CHUNK_PREFIX.pack(_OFFSET_TAG, offset, _DATA_TAG, _padded_varint(size))
 
 
+def chunk_size(payload: int) -> int:
+    """Payload bytes in each request of a streamed message that has so many."""
+    return LARGE_CHUNK_BYTES if payload >= LONG_BYTES else CHUNK_BYTES
+
+
 class OpenChunk:
     """What `chunk_bytes` returns, while its data is still to be written: into `data`, aligned
     memory of `size` > 0 bytes. No byte is copied."""
